@@ -1,0 +1,247 @@
+"""The vocabulary on maps: merge, subtract, compose, fold, embed, regroup, concatenate, select.
+
+Each operation is exact or raises :class:`~repconv_cli.errors.InexactError` with the reason. ``sizes`` are the
+spatial sizes of the anchor; ``None`` (the default, for every axis) asks that it hold for any size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from repconv_cli.algebra.convmap import ConvMap
+from repconv_cli.algebra.geometry import (
+    Axis,
+    Geometry,
+    compose_geometry,
+    concatenate_geometry,
+    merge_geometry,
+    regroup_geometry,
+    select_geometry,
+)
+from repconv_cli.errors import InexactError
+
+Sizes = tuple[int | None, ...]
+
+
+def fold(inner: ConvMap, scale: Tensor, shift: Tensor | None = None) -> ConvMap:
+    """Return ``scale * inner(x) + shift``, one factor per output channel. Always exact.
+
+    ``weight' = scale * weight``, ``bias' = scale * bias + shift``.
+    """
+    bias = scale * inner.bias if shift is None else scale * inner.bias + shift
+    return ConvMap(inner.weight * scale.reshape(-1, *(1,) * (inner.weight.ndim - 1)), bias, inner.geometry)
+
+
+def regroup(inner: ConvMap, groups: int) -> ConvMap:
+    """Return the same map over fewer ``groups``, zeros between the old ones. Always exact; costs more.
+
+    >>> from repconv_cli.algebra.convmap import identity
+    >>> regroup(identity(2, dims=0), 1).weight.tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    if groups == inner.groups:
+        return inner
+    geometry = regroup_geometry(inner.geometry, groups)
+    ratio = inner.groups // groups
+    outputs, inputs = inner.geometry.out_channels // inner.groups, inner.geometry.in_channels // inner.groups
+    kernel = inner.weight.shape[2:]
+    dense = inner.weight.new_zeros(groups, ratio, outputs, ratio, inputs, *kernel)
+    blocks = inner.weight.reshape(groups, ratio, outputs, inputs, *kernel).movedim(1, -1)
+    dense.diagonal(dim1=1, dim2=3).copy_(blocks)
+    return ConvMap(dense.reshape(geometry.weight_shape), inner.bias, geometry)
+
+
+def embed(inner: ConvMap, axes: tuple[Axis, ...]) -> ConvMap:
+    """Return the same map with its taps placed on the lattice ``axes``, zeros elsewhere.
+
+    The place follows from the offsets: a 1x1 lands at index ``padding``, never at ``kernel // 2``.
+    """
+    if axes == inner.geometry.axes:
+        return inner
+    weight = inner.weight.new_zeros(*inner.weight.shape[:2], *(axis.kernel for axis in axes))
+    places = tuple(_place(small, large) for small, large in zip(inner.geometry.axes, axes, strict=True))
+    weight[(slice(None), slice(None), *places)] = inner.weight
+    return ConvMap(weight, inner.bias, replace(inner.geometry, axes=axes))
+
+
+def _place(small: Axis, large: Axis) -> slice:
+    start, off = divmod(small.first - large.first, large.dilation)
+    step, off_step = divmod(small.dilation, large.dilation) if small.kernel > 1 else (1, 0)
+    stop = start + (small.kernel - 1) * step + 1
+    if off or off_step or start < 0 or stop > large.kernel:
+        raise ValueError(f"the taps of {small} are not taps of {large}")
+    return slice(start, stop, step)
+
+
+def widen(inner: ConvMap, reads: int, width: int) -> ConvMap:
+    """Return the same map reading input channels ``[reads, reads + width)``, zeros for the new ones."""
+    geometry = inner.geometry
+    if (geometry.reads, geometry.in_channels) == (reads, width):
+        return inner
+    dense = regroup(inner, 1)
+    before = geometry.reads - reads
+    weight = inner.weight.new_zeros(geometry.out_channels, width, *inner.weight.shape[2:])
+    weight[:, before : before + geometry.in_channels] = dense.weight
+    return ConvMap(weight, inner.bias, replace(dense.geometry, reads=reads, in_channels=width))
+
+
+def _onto(inner: ConvMap, geometry: Geometry) -> ConvMap:
+    """Return ``inner`` written on the taps, channels and groups of ``geometry`` (its own outputs)."""
+    wide = widen(inner, geometry.reads, geometry.in_channels)
+    grouped = regroup(wide, geometry.groups)
+    placed = grouped if geometry.transposed else embed(grouped, geometry.axes)
+    return ConvMap(placed.weight, placed.bias, replace(geometry, out_channels=inner.geometry.out_channels))
+
+
+def merge(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvMap:
+    """Return ``left(x) + right(x)``: kernels embedded on common taps, groups become their gcd, then added.
+
+    Exact where strides and output shapes agree, and padding modes wherever a kernel reaches past the border.
+    """
+    geometry = merge_geometry(left.geometry, right.geometry, _sizes(left, sizes))
+    if left.geometry.out_channels != right.geometry.out_channels:
+        raise InexactError(f"{left.geometry.out_channels} channels beside {right.geometry.out_channels}")
+    a, b = _onto(left, geometry), _onto(right, geometry)
+    return ConvMap(a.weight + b.weight, a.bias + b.bias, geometry)
+
+
+def subtract(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvMap:
+    """Return ``left(x) - right(x)``; exact where :func:`merge` is."""
+    minus = ConvMap(-right.weight, -right.bias, right.geometry)
+    return merge(left, minus, sizes)
+
+
+def compose(outer: ConvMap, inner: ConvMap, sizes: Sizes | None = None) -> ConvMap:
+    """Return ``outer(inner(x))`` as one map.
+
+    ``weight[o, i, ti + stride_i * to] = sum_m outer[o, m, to] * inner[m, i, ti]``,
+    ``bias = outer.bias + sum_{m, to} outer[o, m, to] * inner.bias[m]``.
+
+    Exact under the border rule (:mod:`repconv_cli.algebra.border`), and with ``inner``'s bias zero where ``outer``
+    reads zeros past the border.
+    """
+    anchor_sizes = _sizes(inner, sizes)
+    inner = select(inner, outer.geometry.reads, outer.geometry.reads + outer.geometry.in_channels)
+    geometry = compose_geometry(outer.geometry, inner.geometry, anchor_sizes)
+    if bool(inner.bias.any()) and _reads_zeros_beyond(outer.geometry, inner.geometry, anchor_sizes):
+        raise InexactError("a biased map before zero padding: the padding is zero, the map evaluated there is not")
+    weight = compose_kernels(outer, inner, geometry)
+    return ConvMap(weight, outer.bias + through(outer, inner.bias), geometry)
+
+
+def _reads_zeros_beyond(outer: Geometry, inner: Geometry, sizes: Sizes) -> bool:
+    if outer.padding_mode != "zeros" or inner.transposed:
+        return False
+    middle = tuple(
+        None if size is None else axis.output_size(size) for axis, size in zip(inner.axes, sizes, strict=True)
+    )
+    return outer.reads_outside(middle)
+
+
+def through(outer: ConvMap, constants: Tensor) -> Tensor:
+    """Return what ``outer``'s kernel makes of one constant per channel, away from any border."""
+    groups = outer.groups
+    totals = outer.weight.flatten(2).sum(2) if outer.geometry.axes else outer.weight
+    per_group = totals.reshape(groups, -1, totals.shape[1]) @ constants.reshape(groups, totals.shape[1], 1)
+    return per_group.reshape(-1)
+
+
+def compose_kernels(outer: ConvMap, inner: ConvMap, geometry: Geometry) -> Tensor:
+    """Return the kernel of the composition on ``geometry``, one matrix product per tap of the smaller kernel."""
+    groups = geometry.groups
+    if outer.groups % inner.groups and inner.groups % outer.groups:
+        inner = regroup(inner, groups)
+    taps_out = outer.weight.flatten(2) if outer.geometry.axes else outer.weight.unsqueeze(2)
+    taps_in = inner.weight.flatten(2) if inner.geometry.axes else inner.weight.unsqueeze(2)
+    kernel_out, kernel_in = tuple(outer.weight.shape[2:]), tuple(inner.weight.shape[2:])
+    inputs = geometry.in_channels // groups
+    result = outer.weight.new_zeros(geometry.out_channels, inputs, *(axis.kernel for axis in geometry.axes))
+    # Each pair of taps lands where their offsets add up; walk over the fewer taps, slices take the others at once.
+    over_outer = taps_out.shape[2] <= taps_in.shape[2]
+    for index in range(min(taps_out.shape[2], taps_in.shape[2])):
+        if over_outer:
+            product = _channel_product(taps_out[:, :, index : index + 1], taps_in, outer.groups, inner.groups)
+            shape, places = kernel_in, _tap_places(geometry, inner.geometry, outer.geometry, index, inner_moves=True)
+        else:
+            product = _channel_product(taps_out, taps_in[:, :, index : index + 1], outer.groups, inner.groups)
+            shape, places = kernel_out, _tap_places(geometry, inner.geometry, outer.geometry, index, inner_moves=False)
+        result[(slice(None), slice(None), *places)] += product.reshape(*product.shape[:2], *shape)
+    return result
+
+
+def _tap_places(
+    geometry: Geometry, inner: Geometry, outer: Geometry, index: int, *, inner_moves: bool
+) -> tuple[slice, ...]:
+    """Return where the moving kernel's taps land beside tap ``index`` of the other kernel."""
+    fixed, moving = (outer, inner) if inner_moves else (inner, outer)
+    places = []
+    for axis, fixed_axis, moving_axis, inner_axis in zip(
+        reversed(geometry.axes), reversed(fixed.axes), reversed(moving.axes), reversed(inner.axes), strict=True
+    ):
+        if geometry.transposed:
+            places.append(slice(0, axis.kernel))
+            continue
+        index, tap = divmod(index, fixed_axis.kernel)
+        fixed_scale, moving_scale = (inner_axis.stride, 1) if inner_moves else (1, inner_axis.stride)
+        start = tap * fixed_axis.dilation * fixed_scale // axis.dilation
+        step = max(moving_axis.dilation * moving_scale // axis.dilation, 1)
+        places.append(slice(start, start + (moving_axis.kernel - 1) * step + 1, step))
+    return tuple(reversed(places))
+
+
+def _channel_product(outer: Tensor, inner: Tensor, outer_groups: int, inner_groups: int) -> Tensor:
+    """Return ``sum_m outer[o, m, to] * inner[m, i, ti]`` for every (to, ti), of which one has a single tap.
+
+    One of the group counts divides the other, so no product with a structural zero is computed.
+    """
+    (outputs, middle_out, taps_out), (middle, inputs, taps_in) = outer.shape, inner.shape
+    batches = max(outer_groups, inner_groups)
+    if outer_groups >= inner_groups:
+        left = outer.reshape(batches, outputs // batches, middle_out, taps_out)
+        right = inner.reshape(batches, middle // batches, inputs, taps_in)
+        product = torch.einsum("bomt,bmis->boits", left, right)
+        return product.reshape(outputs, inputs, taps_out * taps_in)
+    ratio = inner_groups // outer_groups
+    left = outer.reshape(outer_groups, outputs // outer_groups, ratio, middle_out // ratio, taps_out)
+    right = inner.reshape(outer_groups, ratio, middle // inner_groups, inputs, taps_in)
+    product = torch.einsum("gormt,grmis->gorits", left, right)
+    return product.reshape(outputs, ratio * inputs, taps_out * taps_in)
+
+
+def concatenate(parts: tuple[ConvMap, ...], sizes: Sizes | None = None) -> ConvMap:
+    """Return the outputs of ``parts`` side by side along the channels, all on the same input.
+
+    Exact where strides and output shapes agree; stays grouped where the parts are a grouped convolution's groups.
+    """
+    geometry = concatenate_geometry(tuple(p.geometry for p in parts), _sizes(parts[0], sizes))
+    rows = []
+    for part in parts:
+        if geometry.groups == 1:
+            rows.append(_onto(part, geometry).weight)
+        else:
+            block = geometry.in_channels // geometry.groups
+            grouped = regroup(part, part.geometry.in_channels // block)
+            rows.append(embed(grouped, geometry.axes).weight)
+    return ConvMap(torch.cat(rows), torch.cat([p.bias for p in parts]), geometry)
+
+
+def select(inner: ConvMap, start: int, stop: int) -> ConvMap:
+    """Return output channels ``[start, stop)`` of ``inner``; whole groups read only their own inputs."""
+    if (start, stop) == (0, inner.geometry.out_channels):
+        return inner
+    geometry = select_geometry(inner.geometry, start, stop)
+    rows, bias = inner.weight[start:stop], inner.bias[start:stop]
+    if geometry.weight_shape == tuple(rows.shape):
+        return ConvMap(rows, bias, geometry)
+    dense = regroup(inner, 1).weight[start:stop]
+    return ConvMap(dense, bias, geometry)
+
+
+def _sizes(inner: ConvMap, sizes: Sizes | None) -> Sizes:
+    return (None,) * len(inner.geometry.axes) if sizes is None else sizes
+
+
+__all__ = ["compose", "concatenate", "embed", "fold", "merge", "regroup", "select", "subtract", "widen"]
