@@ -1,0 +1,188 @@
+"""One walk over the graph: the term of each node relative to each anchor that it can be expressed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+from torch import fx
+
+from repconv_cli.errors import InexactError
+from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.program import Program, is_computation
+from repconv_cli.graph.rules import Step, aten, describe
+from repconv_cli.graph.terms import Anchor, Term, takeable_geometry
+
+# A node is expressed on its nearest anchors only, so that a long chain of linear operators costs linear time.
+MAX_ANCHORS = 16
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of one sample, and operations."""
+
+    macs: int = 0
+    ops: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.ops + other.ops)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.macs - other.macs, self.ops - other.ops)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A node as one operator on an anchor, and what that would cost."""
+
+    anchor: Anchor
+    term: Term
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is known of each node: its step, its candidates by anchor, and why a rule did not hold."""
+
+    constants: Constants
+    steps: dict[fx.Node, Step] = field(default_factory=dict)
+    candidates: dict[fx.Node, dict[fx.Node, Candidate]] = field(default_factory=dict)
+    reasons: dict[fx.Node, list[str]] = field(default_factory=dict)
+
+
+def analyse(program: Program) -> Analysis:
+    """Return the terms of every node of ``program``. No kernel is computed."""
+    analysis = Analysis(Constants(program))
+    available: dict[fx.Node, dict[fx.Node, Term]] = {}
+    for node in program.graph.nodes:
+        if "shape" not in node.meta or node in analysis.constants:
+            continue
+        available[node] = {node: Term()}
+        try:
+            step = describe(node, analysis.constants)
+        except InexactError as reason:
+            analysis.reasons[node] = [reason.found]
+            continue
+        if step is None or any(source not in available for source in step.inputs):
+            continue
+        analysis.steps[node] = step
+        terms = _combine(node, step, available, analysis)
+        analysis.candidates[node] = {a: _candidate(a, term) for a, term in terms.items()}
+        available[node] |= terms
+    return analysis
+
+
+def _combine(
+    node: fx.Node, step: Step, available: dict[fx.Node, dict[fx.Node, Term]], analysis: Analysis
+) -> dict[fx.Node, Term]:
+    """Return ``node``'s term on each anchor that all its inputs have, nearest first."""
+    first, *others = (available[source] for source in step.inputs)
+    terms: dict[fx.Node, Term] = {}
+    for anchor in first:
+        if len(terms) == MAX_ANCHORS:
+            break
+        if any(anchor not in other for other in others) or anchor.meta["dtype"] != node.meta["dtype"]:
+            continue
+        try:
+            terms[anchor] = step.combine(
+                tuple(available[source][anchor] for source in step.inputs), Anchor.of(anchor)
+            )
+        except InexactError as reason:
+            analysis.reasons.setdefault(node, []).append(reason.found)
+    return terms
+
+
+def _candidate(anchor: fx.Node, term: Term) -> Candidate:
+    at = Anchor.of(anchor)
+    return Candidate(at, term, _cost_of_term(term, at))
+
+
+def _cost_of_term(term: Term, anchor: Anchor) -> Cost:
+    """Return what one operator (two with explicit padding, none for the anchor itself) would cost."""
+    if term.is_identity():
+        return Cost()
+    if term.axis is None or term.geometry is None:
+        return Cost(0, 1)
+    geometry = takeable_geometry(term, anchor)
+    if not term.convolutions and geometry.is_diagonal():
+        return Cost(0, 1)
+    macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
+    return Cost(macs, 1 if pads_itself(term, anchor) else 2)
+
+
+def pads_itself(term: Term, anchor: Anchor) -> bool:
+    """Whether torch's convolution can do the term's padding, without a pad operator before it."""
+    geometry = takeable_geometry(term, anchor)
+    if geometry.transposed:
+        return True
+    assert term.axis is not None
+    if geometry.padding_mode != "zeros" and geometry.reads_outside(anchor.sizes(term.axis)):
+        return False
+    return symmetric_padding(term, anchor) is not None or is_torch_same(term)
+
+
+def symmetric_padding(term: Term, anchor: Anchor) -> tuple[int, ...] | None:
+    """Return one padding number per axis that gives the same outputs, or None.
+
+    With a stride, padding after the last window is never read, so ``high`` may be another number at a known size.
+    """
+    assert term.geometry is not None
+    assert term.axis is not None
+    pads = []
+    for axis, size in zip(term.geometry.axes, anchor.sizes(term.axis), strict=True):
+        is_same_size = size is not None and axis.output_size(size) == (
+            (size + 2 * axis.low - axis.extent) // axis.stride + 1
+        )
+        if axis.low < 0 or (axis.low != axis.high and not is_same_size):
+            return None
+        pads.append(axis.low)
+    return tuple(pads)
+
+
+def is_torch_same(term: Term) -> bool:
+    """Whether the padding is what torch's ``padding="same"`` gives: the larger half after."""
+    assert term.geometry is not None
+    return all(
+        axis.stride == 1 and axis.low + axis.high == axis.extent - 1 and axis.low == (axis.extent - 1) // 2
+        for axis in term.geometry.axes
+    )
+
+
+def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:
+    """Return what ``node`` costs as it stands in the graph."""
+    if not is_computation(node):
+        return Cost()
+    step = steps.get(node)
+    if step is not None and step.leaf is not None and step.leaf.is_convolution:
+        source = Anchor.of(step.inputs[0])
+        axes = step.leaf.geometry.axes
+        sizes = source.shape[2:] if axes else ()
+        positions = 1 if axes else prod(source.shape[1:-1])
+        return Cost(step.leaf.geometry.multiply_accumulates(sizes) * positions, 1)
+    return Cost(_other_macs(node), 1)
+
+
+_MATRIX_PRODUCTS = {aten.mm.default, aten.bmm.default, aten.matmul.default, aten.addmm.default, aten.baddbmm.default}
+
+
+def _other_macs(node: fx.Node) -> int:
+    """Return the multiply-accumulates of a matrix product or a convolution that is no constant map, of one sample."""
+    if "shape" not in node.meta or not node.meta["shape"]:
+        return 0
+    sources = [a for a in node.args if isinstance(a, fx.Node) and "shape" in a.meta]
+    if node.target in _MATRIX_PRODUCTS and len(sources) >= 2 and sources[-1].meta["shape"]:
+        left = sources[-2].meta["shape"]
+        return prod(node.meta["shape"]) * left[-1] // node.meta["shape"][0] if left else 0
+    if is_convolution(node) and len(sources) >= 2:
+        return prod(node.meta["shape"][1:]) * prod(sources[1].meta["shape"][1:])
+    return 0
+
+
+def is_convolution(node: fx.Node) -> bool:
+    """Whether ``node`` is a convolution, plain or transposed."""
+    return node.op == "call_function" and str(node.target).startswith("aten.conv")
+
+
+def is_norm(node: fx.Node) -> bool:
+    """Whether ``node`` is a batch norm."""
+    return node.op == "call_function" and node.target is aten.batch_norm.default

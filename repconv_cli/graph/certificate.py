@@ -1,0 +1,181 @@
+"""The proof of a block: one float64 run of the original sub-graph against the one operator.
+
+Two affine maps that agree at one random point agree everywhere, with probability one: the points where different
+affine maps agree have measure zero. So the difference at one random input, borders included, is a proof up to
+rounding, for that geometry. Where a size is free, a second geometry is checked as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repconv_cli.errors import UnprovenError
+from repconv_cli.graph.interpret import Constants, run_node
+from repconv_cli.graph.rewrite import Fusion
+from repconv_cli.graph.rules import aten
+
+LIMIT = 1e-12
+_MOST_GEOMETRIES = 8
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The largest difference, relative to ``sum |w||x| + |b|`` over the branches, of any single output value."""
+
+    error: float
+    geometries: int
+    limit: float = LIMIT
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether the block computes what its branches compute, up to float64 rounding."""
+        return self.error <= self.limit
+
+
+def certify(fusion: Fusion, constants: Constants, seed: int = 0) -> Certificate:
+    """Return the certificate of ``fusion``; raise :class:`UnprovenError` if it proves a difference."""
+    region = _region(fusion)
+    operator = _as_callable(fusion)
+    errors = []
+    shapes = _geometries(fusion)
+    for index, shape in enumerate(shapes):
+        generator = torch.Generator().manual_seed(seed + index)
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            errors.append(_error(region, operator, x, fusion, constants))
+    certificate = Certificate(max(errors), len(shapes))
+    if not certificate.is_proof:
+        raise UnprovenError(
+            f"block {fusion.block.name}: one operator differs from its branches by {certificate.error:.1e} of their scale",
+            needed=f"at most {LIMIT:.0e}",
+            hint="Nothing was written. Please report this model.",
+        )
+    return certificate
+
+
+def _region(fusion: Fusion) -> list[fx.Node]:
+    """Return the nodes between anchor and block output, in graph order: what the plan frees, and what others keep."""
+    anchor, found = fusion.block.anchor, set()
+    stack = [fusion.block.node]
+    while stack:
+        node = stack.pop()
+        if node is not anchor and node not in found and node.op == "call_function":
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return sorted(found)
+
+
+def _geometries(fusion: Fusion) -> list[tuple[int, ...]]:
+    """Return the input shapes to prove the block at, one sample each.
+
+    Fixed sizes are taken as they are. Where a size is free, nothing depends on it but which window is the last one,
+    so small sizes do, larger than the kernel and one for each remainder by the stride.
+    """
+    anchor, term = fusion.block.anchor, fusion.block.choice.candidate.term
+    shape, free = anchor.meta["shape"], anchor.meta["free"]
+    samples = (1 if free[0] else shape[0],)
+    if not any(free[1:]):
+        return [(*samples, *shape[1:])]
+    axes = term.geometry.axes if term.geometry is not None else ()
+    stride = max((axis.stride for axis in axes), default=1)
+    extent = max((axis.extent + max(axis.low, axis.high, 0) for axis in axes), default=1)
+    smallest = extent + 2 * stride + 1
+    return [
+        (*samples, *(smallest + grown if is_free else size for size, is_free in zip(shape[1:], free[1:], strict=True)))
+        for grown in range(min(max(stride, 2), _MOST_GEOMETRIES))
+    ]
+
+
+def _error(
+    region: list[fx.Node], operator: Callable[[Tensor], Tensor], x: Tensor, fusion: Fusion, constants: Constants
+) -> float:
+    """Return the largest difference at ``x``, relative to the magnitude of what was summed, value by value."""
+    expected = _run(region, x, fusion, constants, run_node)
+    scale = _run(region, x.abs(), fusion, constants, run_magnitude)
+    difference = (operator(x) - expected).abs()
+    if difference.shape != scale.shape or not bool(torch.isfinite(difference).all()):
+        return float("inf")
+    # Where nothing was summed nothing may differ; elsewhere the smallest scale that float64 can resolve.
+    return float((difference / scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
+
+
+def _run(
+    region: list[fx.Node],
+    x: Tensor,
+    fusion: Fusion,
+    constants: Constants,
+    run: Callable[[fx.Node, Callable[[fx.Node], Any]], Any],
+) -> Tensor:
+    values: dict[fx.Node, Any] = {fusion.block.anchor: x}
+
+    def fetch(node: fx.Node) -> Any:
+        return values[node] if node in values else constants.value(node)
+
+    for node in region:
+        if node not in constants:
+            values[node] = run(node, fetch)
+    result: Tensor = values[fusion.block.node]
+    return result
+
+
+def run_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:
+    """Return ``sum |w||x| + |b|`` of a node: its operator with absolute constants, and sums for differences."""
+
+    def absolute(source: fx.Node) -> Any:
+        value = fetch(source)
+        return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    target = node.target
+    if target is aten.batch_norm.default:
+        return _norm_magnitude(node, fetch)
+    if target in (aten.sub.Tensor, aten.rsub.Tensor):
+        return absolute(node.args[0]) + absolute(node.args[1]) if _two_tensors(node) else run_node(node, absolute).abs()  # type: ignore[arg-type]
+    if target is aten.neg.default:
+        return absolute(node.args[0])  # type: ignore[arg-type]
+    value = run_node(node, absolute)
+    return value.abs() if isinstance(value, Tensor) else value
+
+
+def _two_tensors(node: fx.Node) -> bool:
+    return all(isinstance(arg, fx.Node) for arg in node.args[:2])
+
+
+def _norm_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Tensor:
+    x, gamma, beta, mean, var, _, _, eps = node.args[:8]
+    scale = torch.rsqrt(fetch(var) + eps)  # type: ignore[arg-type,operator]
+    if gamma is not None:
+        scale = scale * fetch(gamma).abs()  # type: ignore[arg-type]
+    shift = (fetch(mean) * scale).abs()  # type: ignore[arg-type]
+    if beta is not None:
+        shift = shift + fetch(beta).abs()  # type: ignore[arg-type]
+    value = fetch(x).abs()  # type: ignore[arg-type]
+    column = (-1, *(1,) * (value.ndim - 2))
+    return value * scale.reshape(column) + shift.reshape(column)  # type: ignore[no-any-return]
+
+
+def _as_callable(fusion: Fusion) -> Callable[[Tensor], Tensor]:
+    """Return the emitted operator alone, on float64 tensors, as it stands in the new graph."""
+    graph = fx.Graph()
+    result = fusion.emit(graph, graph.placeholder("x"))
+    graph.output(result)
+
+    def run(x: Tensor) -> Tensor:
+        values: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                values[node] = x
+            elif node.op == "get_attr":
+                values[node] = fusion.tensors[str(node.target)]
+            elif node.op == "output":
+                break
+            else:
+                values[node] = run_node(node, lambda n: values[n])
+        found: Tensor = values[result]
+        return found
+
+    return run

@@ -1,0 +1,120 @@
+"""Run a graph, or a part of it, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from repconv_cli.graph.program import Program
+
+_DOUBLED = {torch.float16, torch.bfloat16, torch.float32}
+Fetch = Callable[[fx.Node], Any]
+
+
+def to_double(value: Any) -> Any:
+    """Return a floating tensor or dtype as float64, anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype in _DOUBLED else value
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value in _DOUBLED else value
+    return value
+
+
+def run_node(node: fx.Node, fetch: Fetch) -> Any:
+    """Return the value of a call in float64; ``fetch`` gives the values of the nodes it reads."""
+    args = fx.node.map_aggregate(map_arg(node.args, fetch), to_double)
+    kwargs = fx.node.map_aggregate(map_arg(node.kwargs, fetch), to_double)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+class Constants:
+    """Values that depend on parameters alone, in float64, evaluated when first asked for.
+
+    Sizes count as constants at their traced value: a rule that uses one must not depend on which value it is.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.tensors = program.tensors
+        self.values: dict[fx.Node, Any] = {}
+        self.nodes: set[fx.Node] = set()
+        for node in program.graph.nodes:
+            if node.op == "get_attr" or node.meta.get("is_size") or (node.op == "call_function" and all(source in self.nodes for source in node.all_input_nodes)):
+                self.nodes.add(node)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self.nodes
+
+    def value(self, node: fx.Node) -> Any:
+        """Return the float64 value of a constant node (a whole number for a size)."""
+        if node.op == "get_attr":
+            return to_double(self.tensors[str(node.target)])
+        if node.meta.get("is_size"):
+            return node.meta["size"]
+        if node not in self.values:
+            for source in _unmet(node, self.values):
+                self.values[source] = run_node(source, self.value)
+        return self.values[node]
+
+    def keys(self, node: fx.Node) -> list[str]:
+        """Return the tensor keys that ``node``'s value is made of."""
+        found: dict[str, None] = {}
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            if current.op == "get_attr":
+                found[str(current.target)] = None
+            elif not current.meta.get("is_size"):
+                stack.extend(current.all_input_nodes)
+        return list(found)
+
+
+def _unmet(node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
+    """Return the call nodes that ``node`` needs and that have no value yet, in graph order."""
+    needed: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in needed or current in known or current.op == "get_attr" or current.meta.get("is_size"):
+            continue
+        needed.add(current)
+        stack.extend(current.all_input_nodes)
+    return sorted(needed)
+
+
+def run_program(
+    program: Program, inputs: Iterable[Tensor], wanted: Iterable[fx.Node] = ()
+) -> tuple[list[Any], dict[fx.Node, Any]]:
+    """Return (outputs, values of the ``wanted`` nodes) of the whole graph in float64.
+
+    A value is dropped after its last use, so memory stays that of one forward pass.
+    """
+    values: dict[fx.Node, Any] = {}
+    kept: dict[fx.Node, Any] = {}
+    wanted = set(wanted)
+    given = iter(inputs)
+    last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = to_double(next(given))
+        elif node.op == "get_attr":
+            values[node] = to_double(program.tensors[str(node.target)])
+        elif node.op == "output":
+            results = map_arg(node.args[0], lambda n: values[n])
+            return list(results), kept
+        else:
+            values[node] = run_node(node, lambda n: values[n])
+        if node in wanted:
+            kept[node] = values[node]
+        for source in node.all_input_nodes:
+            if last_use[source] is node and source not in _outputs(program):
+                values.pop(source, None)
+    raise AssertionError("a graph ends in an output node")
+
+
+def _outputs(program: Program) -> list[fx.Node]:
+    return program.graph.output_node().all_input_nodes

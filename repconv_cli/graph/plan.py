@@ -1,0 +1,196 @@
+"""The plan: blocks to fuse and refusals with their reasons, as data. ``inspect`` prints it, ``fuse`` executes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from os.path import commonprefix
+
+from torch import fx
+
+from repconv_cli.graph.analyse import Analysis, Cost, analyse, is_convolution, is_norm
+from repconv_cli.graph.kind import branches_of, kind_of
+from repconv_cli.graph.program import Program, is_computation
+from repconv_cli.graph.refusals import Refusal, find_refusals
+from repconv_cli.graph.select import Choice, select
+from repconv_cli.graph.terms import takeable_geometry
+
+
+@dataclass(frozen=True)
+class Block:
+    """A multi-branch unit, or a convolution and its norm, that becomes one operator on its anchor.
+
+    ``target`` is the key of the new weight, without ``.weight``; empty where the node is its anchor's own value.
+    ``sources`` are the tensor keys that go into it. Counts are of this block alone, for one sample.
+    """
+
+    name: str
+    kind: str
+    branches: tuple[str, ...]
+    choice: Choice
+    sources: tuple[str, ...]
+    target: str
+    weight_shape: tuple[int, ...]
+    before: Cost
+    after: Cost
+    params_before: int
+    params_after: int
+    convs_before: int
+    norms_before: int
+
+    @property
+    def node(self) -> fx.Node:
+        """The node whose value the block gives."""
+        return self.choice.node
+
+    @property
+    def anchor(self) -> fx.Node:
+        """The node that the block reads."""
+        return self.choice.candidate.anchor.node
+
+    @property
+    def freed(self) -> tuple[fx.Node, ...]:
+        """The nodes that are no longer computed."""
+        return self.choice.freed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be fused, what will not and why."""
+
+    program: Program
+    analysis: Analysis
+    blocks: tuple[Block, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def make_plan(program: Program, only: str | None = None) -> Plan:
+    """Return the plan for ``program``; ``only`` keeps the blocks whose name matches a glob."""
+    from fnmatch import fnmatchcase
+
+    analysis = analyse(program)
+    choices = select(program, analysis)
+    naming = _Naming(program, analysis)
+    blocks = [naming.block(choice) for choice in choices]
+    if only is not None:
+        blocks = [block for block in blocks if fnmatchcase(block.name, only)]
+    removed = {node for block in blocks for node in (block.node, *block.freed)}
+    return Plan(program, analysis, tuple(blocks), tuple(find_refusals(program, analysis, removed)))
+
+
+class _Naming:
+    """Gives blocks their names, and fused tensors their keys."""
+
+    def __init__(self, program: Program, analysis: Analysis) -> None:
+        self.program = program
+        self.analysis = analysis
+        # A key that more than one operator reads keeps its meaning: it is never reused for a fused weight.
+        self.uses = Counter(
+            key
+            for node in program.graph.nodes
+            if node.op == "call_function" and node not in analysis.constants
+            for source in node.all_input_nodes
+            if source in analysis.constants
+            for key in analysis.constants.keys(source)
+        )
+        self.taken: set[str] = set(program.tensors)
+        self.names: Counter[str] = Counter()
+
+    def block(self, choice: Choice) -> Block:
+        removed = (choice.node, *choice.freed)
+        sources = self._sources(removed)
+        term, anchor = choice.candidate.term, choice.candidate.anchor
+        is_identity = term.is_identity()
+        shape: tuple[int, ...] = ()
+        if not is_identity:
+            shape = takeable_geometry(term, anchor).weight_shape if term.geometry is not None else (1,)
+        target = "" if is_identity else self._target(choice, sources, shape)
+        branches = branches_of(choice.node, anchor.node, self.analysis.steps)
+        return Block(
+            name=self._name(branches, sources, target, choice),
+            kind=kind_of(choice.node, anchor.node, self.analysis.steps),
+            branches=branches,
+            choice=choice,
+            sources=tuple(sources),
+            target=target,
+            weight_shape=shape,
+            before=choice.before,
+            after=choice.candidate.cost,
+            params_before=self._parameters(sources),
+            params_after=0 if is_identity else _product(shape) + shape[0],
+            convs_before=sum(is_convolution(node) for node in removed),
+            norms_before=sum(is_norm(node) for node in removed),
+        )
+
+    def _sources(self, nodes: tuple[fx.Node, ...]) -> list[str]:
+        found: dict[str, None] = {}
+        for node in sorted(nodes):
+            for source in node.all_input_nodes:
+                if source in self.analysis.constants:
+                    found.update(dict.fromkeys(self.analysis.constants.keys(source)))
+        return list(found)
+
+    def _parameters(self, sources: list[str]) -> int:
+        return sum(self.program.tensors[key].numel() for key in sources if key in self.program.parameters)
+
+    def _target(self, choice: Choice, sources: list[str], shape: tuple[int, ...]) -> str:
+        """Return the module path of the branch whose kernel has the fused shape, else a new one under the block."""
+        is_convolution_weight = choice.candidate.term.convolutions > 0
+        for key in sources:
+            path, _, leaf = key.rpartition(".")
+            if (
+                is_convolution_weight
+                and leaf == "weight"
+                and len(shape) > 1
+                and tuple(self.program.tensors[key].shape) == self._stored_shape(choice, shape)
+                and self.uses[key] == 1
+                and self._is_free(f"{path}.bias" if path else "bias", sources)
+            ):
+                return path
+        prefix = _common_path(sources) or str(choice.node.meta.get("module", ""))
+        base = f"{prefix}.fused" if prefix else "fused"
+        target, number = base, 1
+        while any(key == target or key.startswith(f"{target}.") for key in self.taken):
+            number += 1
+            target = f"{base}{number}"
+        self.taken.add(f"{target}.weight")
+        return target
+
+    def _stored_shape(self, choice: Choice, shape: tuple[int, ...]) -> tuple[int, ...]:
+        geometry = choice.candidate.term.geometry
+        if geometry is not None and geometry.transposed:
+            return (geometry.in_channels, geometry.out_channels // geometry.groups, *shape[2:])
+        return shape
+
+    def _is_free(self, key: str, sources: list[str]) -> bool:
+        return key not in self.program.tensors or (key in sources and self.uses[key] <= 1)
+
+    def _name(self, branches: tuple[str, ...], sources: list[str], target: str, choice: Choice) -> str:
+        path = _common_path(sources)
+        own = target.rpartition(".")[0] if target.endswith(".fused") else target
+        name = path if len(branches) > 1 and path else own or path or str(choice.node.meta.get("module", ""))
+        name = name or choice.node.name
+        self.names[name] += 1
+        return name if self.names[name] == 1 else f"{name}#{self.names[name]}"
+
+
+def _common_path(keys: list[str]) -> str:
+    """Return the longest module path that all ``keys`` share."""
+    return ".".join(commonprefix([key.split(".")[:-1] for key in keys])) if keys else ""
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def count_ops(program: Program) -> dict[str, int]:
+    """Return the number of convolutions, batch norms and operations in a graph."""
+    calls = [node for node in program.graph.nodes if is_computation(node)]
+    return {
+        "convs": sum(is_convolution(node) for node in calls),
+        "norms": sum(is_norm(node) for node in calls),
+        "ops": len(calls),
+    }

@@ -1,0 +1,185 @@
+"""``Program``: a functional graph of ATen operators, the tensors it reads, and how it is called."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repconv_cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """One tensor that the model is called with; ``shape`` has None where any size is allowed."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    example: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How inputs or outputs nest: a ``leaf``, a ``constant``, or a ``tuple``/``list``/``dict`` of structures."""
+
+    kind: str
+    children: tuple[Structure, ...] = ()
+    keys: tuple[str, ...] = ()
+    value: Any = None
+
+    def flatten(self, value: Any) -> list[Any]:
+        """Return the leaves of ``value`` in order; raise :class:`InputError` where it nests differently."""
+        if self.kind == "leaf":
+            return [value]
+        if self.kind == "constant":
+            if value != self.value:
+                raise InputError(f"the graph was made for the constant {self.value!r}, found {value!r}")
+            return []
+        if self.kind == "dict":
+            if not isinstance(value, dict) or set(value) != set(self.keys):
+                raise InputError(f"needed a dict with {list(self.keys)}, found {_describe(value)}")
+            parts: list[Any] = [value[key] for key in self.keys]
+        else:
+            if not isinstance(value, (tuple, list)) or len(value) != len(self.children):
+                raise InputError(f"needed {len(self.children)} values, found {_describe(value)}")
+            parts = list(value)
+        return [leaf for child, part in zip(self.children, parts, strict=True) for leaf in child.flatten(part)]
+
+    def unflatten(self, leaves: Iterator[Any]) -> Any:
+        """Return the nested value whose leaves come from ``leaves``."""
+        if self.kind == "leaf":
+            return next(leaves)
+        if self.kind == "constant":
+            return self.value
+        parts = [child.unflatten(leaves) for child in self.children]
+        if self.kind == "dict":
+            return dict(zip(self.keys, parts, strict=True))
+        return tuple(parts) if self.kind == "tuple" else parts
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"a dict with {list(value)[:8]}"
+    if isinstance(value, (tuple, list)):
+        return f"{len(value)} values"
+    return type(value).__name__
+
+
+LEAF = Structure("leaf")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph with one ``get_attr`` node per tensor key and one ``placeholder`` per user input.
+
+    Every ``call_function`` node that gives one tensor has ``meta`` entries ``shape`` (sizes at the traced example),
+    ``free`` (which of them may vary), ``dtype`` and ``module`` (the path of the module that made it).
+    The graph is functional: nothing in it writes to a tensor.
+    """
+
+    graph: fx.Graph
+    tensors: dict[str, Tensor]
+    parameters: frozenset[str]
+    inputs: tuple[InputInfo, ...]
+    arguments: Structure
+    keywords: Structure
+    outputs: Structure
+    notes: tuple[str, ...] = field(default=())
+
+    def placeholders(self) -> list[fx.Node]:
+        """Return the user input nodes in order."""
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+    def output_nodes(self) -> list[fx.Node]:
+        """Return the nodes whose values the model gives, in order."""
+        return list(self.graph.output_node().args[0])  # type: ignore[arg-type]
+
+    def dtype(self) -> torch.dtype:
+        """Return the floating dtype that most weights have; float32 for a model without any."""
+        counts: dict[torch.dtype, int] = {}
+        for tensor in self.tensors.values():
+            if tensor.is_floating_point():
+                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+        return max(counts, key=lambda d: counts[d]) if counts else torch.float32
+
+
+def is_computation(node: fx.Node) -> bool:
+    """Whether ``node`` counts as an operation: not a pick from a tuple, and not arithmetic on sizes."""
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and not is_size(node)
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether ``node`` gives a size (an integer), not a tensor."""
+    return bool(node.meta.get("is_size", False))
+
+
+class _Holder(nn.Module):
+    """A module that only holds tensors and other holders, so that keys come out as they were."""
+
+
+def hold_tensors(tensors: dict[str, Tensor], parameters: frozenset[str]) -> nn.Module:
+    """Return a module whose ``state_dict`` is ``tensors``: nested holders, one level per dot.
+
+    The tensors are shared, not copied. Raises :class:`InputError` for a key that cannot be an attribute path.
+    """
+    root = _Holder()
+    for key, tensor in tensors.items():
+        *path, name = key.split(".")
+        if not all(part and part.isprintable() and not set(part) & set("\"'\\") for part in (*path, name)):
+            raise InputError(f"tensor name {key!r} cannot be a module path")
+        holder: nn.Module = root
+        for part in path:
+            if part not in holder._modules:
+                _register(holder.add_module, part, _Holder(), key)
+            holder = holder._modules[part]  # type: ignore[assignment]
+        if key in parameters and (tensor.is_floating_point() or tensor.is_complex()):
+            _register(holder.register_parameter, name, nn.Parameter(tensor, requires_grad=True), key)
+        else:
+            _register(holder.register_buffer, name, tensor, key)
+    return root
+
+
+def _register(method: Callable[[str, Any], None], name: str, value: Any, key: str) -> None:
+    try:
+        method(name, value)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"tensor name {key!r} collides with another name", hint="Rename it.") from error
+
+
+class ProgramModule(nn.Module):
+    """A :class:`Program` as a module: called like the original, with the original's keys in its ``state_dict``.
+
+    It runs without the original's class, and can be traced, exported, compiled, moved and trained further.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        root = hold_tensors(program.tensors, program.parameters)
+        compiled = fx.GraphModule(root, program.graph, class_name="Fused")
+        for name, child in list(root._modules.items()):
+            self.add_module(name, child)
+        for name, parameter in list(root._parameters.items()):
+            self.register_parameter(name, parameter)
+        for name, buffer in list(root._buffers.items()):
+            self.register_buffer(name, buffer)
+        # The generated function reads tensors from `self`, so it is bound to this module, not to a copy of it.
+        object.__setattr__(self, "_run", type(compiled).forward)
+        self._structures = (program.arguments, program.keywords, program.outputs)
+        self.inputs = program.inputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the outputs, nested as the original model nests them."""
+        arguments, keywords, outputs = self._structures
+        leaves = arguments.flatten(args) + keywords.flatten(kwargs)
+        results = self._run(self, *leaves)
+        return outputs.unflatten(iter(results))
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether ``name`` may become a variable of generated code."""
+    return name.isidentifier() and name.isascii() and not keyword.iskeyword(name)

@@ -1,0 +1,133 @@
+"""What looked like a candidate and was not taken, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from repconv_cli.graph.analyse import Analysis, Candidate, cost_of_node, is_norm
+from repconv_cli.graph.program import Program
+from repconv_cli.graph.rules import aten
+
+_SUMS = {aten.add.Tensor, aten.sub.Tensor}
+_SCALES = {aten.mul.Tensor, aten.div.Tensor}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A place that was left as it is: its module path, its node, and why."""
+
+    name: str
+    node: str
+    reason: str
+
+
+def find_refusals(program: Program, analysis: Analysis, removed: set[fx.Node]) -> Iterator[Refusal]:
+    """Yield a refusal for each remaining sum of linear branches, norm, or pair of linear layers in a row."""
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node in removed or node in analysis.constants:
+            continue
+        reason = _reason(node, analysis)
+        if reason is not None:
+            yield Refusal(_place(node, analysis), node.name, reason)
+
+
+def _reason(node: fx.Node, analysis: Analysis) -> str | None:
+    """Return why ``node`` was left, or None if it never looked like a candidate."""
+    known = analysis.reasons.get(node)
+    if known and (node not in analysis.steps or _looks_fusible(node, analysis)):
+        return known[0]
+    composed = [c for c in analysis.candidates.get(node, {}).values() if c.term.convolutions > 1]
+    if composed:
+        return _cost_reason(node, composed, analysis)
+    if is_norm(node):
+        return _norm_reason(node)
+    if node.target in _SUMS and _has_linear_branch(node, analysis):
+        return _sum_reason(node, analysis)
+    if node.target in _SCALES and _has_linear_branch(node, analysis) and node not in analysis.steps:
+        return "the scale depends on the input, so it is no constant map"
+    return None
+
+
+def _looks_fusible(node: fx.Node, analysis: Analysis) -> bool:
+    """Whether a rule failed between linear operators, not merely at a far anchor."""
+    step = analysis.steps[node]
+    return not analysis.candidates.get(node, {}).keys() - set(step.inputs) and _has_linear_branch(node, analysis)
+
+
+def _has_linear_branch(node: fx.Node, analysis: Analysis) -> bool:
+    return any(c.term.convolutions for source in node.all_input_nodes for c in analysis.candidates.get(source, {}).values())
+
+
+def _cost_reason(node: fx.Node, composed: list[Candidate], analysis: Analysis) -> str:
+    nearest = min(composed, key=lambda c: c.cost.macs)
+    region = _between(node, nearest.anchor.node, analysis)
+    now = sum(cost_of_node(n, analysis.steps).macs for n in region)
+    if now and nearest.cost.macs > now:
+        factor = nearest.cost.macs / now
+        return f"exact as one convolution, but {factor:.3g} times the work ({now:,} → {nearest.cost.macs:,} MACs)"
+    return "exact as one convolution, but its inner values are also read elsewhere, so nothing would be saved"
+
+
+def _between(node: fx.Node, anchor: fx.Node, analysis: Analysis) -> set[fx.Node]:
+    """Return the nodes on the way from ``anchor`` to ``node``."""
+    region: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current is anchor or current in region or current not in analysis.steps:
+            continue
+        region.add(current)
+        stack.extend(analysis.steps[current].inputs)
+    return region
+
+
+def _norm_reason(node: fx.Node) -> str:
+    source = node.args[0]
+    readers = len(source.users) if isinstance(source, fx.Node) else 0
+    before = _spoken(source) if isinstance(source, fx.Node) else "the input"
+    if readers > 1:
+        return f"a norm after {before}, whose value is also read elsewhere: folding would compute it twice"
+    return f"a norm after {before}, with no convolution to fold into"
+
+
+def _sum_reason(node: fx.Node, analysis: Analysis) -> str:
+    """Say what stands between the branches of a sum and a common source."""
+    barriers = dict.fromkeys(_spoken(end) for source in node.all_input_nodes for end in _ends(source, analysis))
+    return f"the branches have no common linear source: {', '.join(barriers) or 'two inputs'} between"
+
+
+def _ends(node: fx.Node, analysis: Analysis) -> list[fx.Node]:
+    """Return where the linear operators before ``node`` begin."""
+    seen: set[fx.Node] = set()
+    ends: dict[fx.Node, None] = {}
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        step = analysis.steps.get(current)
+        if step is None:
+            ends[current] = None
+        else:
+            stack.extend(step.inputs)
+    return list(ends)
+
+
+def _spoken(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return f"input {node.name}"
+    name = str(node.target)
+    return name.split(".")[1] if name.startswith("aten.") else name
+
+
+def _place(node: fx.Node, analysis: Analysis) -> str:
+    """Return the module path of ``node``: its own, or that of the nearest tensor it reads."""
+    for source in node.all_input_nodes:
+        keys = analysis.constants.keys(source) if source in analysis.constants else []
+        if keys:
+            return keys[0].rpartition(".")[0]
+    return str(node.meta.get("module") or node.name)

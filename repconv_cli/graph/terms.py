@@ -1,0 +1,302 @@
+"""``Term``: what a node computes from its anchor, a linear part (a convolution) plus a constant field.
+
+The geometry and the constant are known at once; the kernel is a recipe, computed only for what is taken.
+A step between may be no convolution (a padded constant, a border written over): the constant is then a field over
+the output. When the field is uniform again, the term is a ``ConvMap``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor, fx
+
+from repconv_cli.algebra import ConvMap, Geometry, compose, concatenate, fold, merge, scale_map, select, subtract
+from repconv_cli.algebra.geometry import (
+    Axis,
+    compose_geometry,
+    concatenate_geometry,
+    merge_geometry,
+    regroup_geometry,
+    select_geometry,
+)
+from repconv_cli.algebra.operations import through
+from repconv_cli.errors import InexactError
+
+# Two ways to compute one constant (a norm's shift, a border's value) differ by float64 rounding and no more.
+_FIELD_TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How to compute a kernel from the kernels of other recipes; constants (biases) are kept elsewhere."""
+
+    make: Callable[[list[ConvMap]], ConvMap]
+    inputs: tuple[Recipe, ...] = ()
+
+    def compute(self) -> ConvMap:
+        """Return the kernel as a map without bias. Every shared recipe is computed once, without recursion."""
+        done: dict[int, ConvMap] = {}
+        stack = [self]
+        while stack:
+            recipe = stack[-1]
+            missing = [source for source in recipe.inputs if id(source) not in done]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            if id(recipe) not in done:
+                done[id(recipe)] = recipe.make([done[id(source)] for source in recipe.inputs])
+        return done[id(self)]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The tensor that terms start from: its sizes at the traced example, and which of them are free."""
+
+    node: fx.Node
+    shape: tuple[int, ...]
+    free: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Anchor:
+        """Return the anchor at ``node``."""
+        return cls(node, node.meta["shape"], node.meta["free"])
+
+    def dims(self, axis: int) -> int:
+        """Number of spatial axes, given the channel axis: channels last have none."""
+        return len(self.shape) - 2 if axis == 1 else 0
+
+    def sizes(self, axis: int) -> tuple[int | None, ...]:
+        """Spatial sizes, None where free."""
+        spatial = range(2, 2 + self.dims(axis))
+        return tuple(None if self.free[i] else self.shape[i] for i in spatial)
+
+    def example_sizes(self, axis: int) -> tuple[int, ...]:
+        """Spatial sizes at the traced example."""
+        return self.shape[2 : 2 + self.dims(axis)]
+
+    def positions(self, axis: int) -> int:
+        """Positions of one sample that a map without spatial axes is applied at."""
+        return 1 if self.dims(axis) else prod(self.shape[1:-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """``factor * x + offset`` before a channel axis is known (``axis`` None), else ``recipe`` applied plus ``offset``.
+
+    ``offset`` is ``()``, ``(O,)``, or a field ``(O, *spatial)``, float64. ``convolutions`` counts the convolution,
+    linear and pooling layers inside.
+    """
+
+    axis: int | None = None
+    geometry: Geometry | None = None
+    recipe: Recipe | None = None
+    factor: float = 1.0
+    offset: Tensor = torch.zeros((), dtype=torch.float64)  # noqa: RUF009 - never written to
+    convolutions: int = 0
+
+    def is_identity(self) -> bool:
+        """Whether it is the anchor itself, untouched."""
+        return self.axis is None and self.factor == 1.0 and not bool(self.offset.any())
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """One operator as a map: geometry now, weight when asked; ``pad_value`` is what its padding reads."""
+
+    geometry: Geometry
+    make: Callable[[], ConvMap]
+    bias: Tensor | None = None
+    pad_value: float = 0.0
+    is_convolution: bool = True
+
+
+def lift(term: Term, axis: int, anchor: Anchor) -> Term:
+    """Return ``term`` with a known channel ``axis``: a factor becomes a depthwise 1x1."""
+    if term.axis is not None:
+        if term.axis != axis:
+            raise InexactError(f"channels on axis {term.axis} beside channels on axis {axis}")
+        return term
+    channels, dims = anchor.shape[axis], anchor.dims(axis)
+    factor = term.factor
+    recipe = Recipe(lambda _: scale_map(torch.full((channels,), factor, dtype=torch.float64), dims=dims))
+    geometry = Geometry(channels, channels, channels, (Axis(),) * dims)
+    return Term(axis, geometry, recipe, 1.0, term.offset.expand(channels), term.convolutions)
+
+
+def _known(term: Term) -> tuple[int, Geometry, Recipe]:
+    assert term.axis is not None
+    assert term.geometry is not None
+    assert term.recipe is not None
+    return term.axis, term.geometry, term.recipe
+
+
+def _is_field(term: Term) -> bool:
+    return term.offset.ndim > 1
+
+
+def _middle_sizes(term: Term, anchor: Anchor) -> tuple[int | None, ...]:
+    axis, geometry, _ = _known(term)
+    if geometry.transposed:
+        return (None,) * len(geometry.axes)
+    return tuple(
+        None if size is None else a.output_size(size) for a, size in zip(geometry.axes, anchor.sizes(axis), strict=True)
+    )
+
+
+def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
+    """Return ``leaf(term)``. The border rule judges the linear part; the constant must be what the padding reads."""
+    inner = lift(term, axis, anchor)
+    _, geometry, recipe = _known(inner)
+    sizes = anchor.sizes(axis)
+    combined = compose_geometry(leaf.geometry, geometry, sizes)
+    offset = _offset_through(leaf, inner, anchor)
+    make = leaf.make
+    return Term(
+        axis,
+        combined,
+        Recipe(lambda maps: compose(make(), maps[0], sizes), (recipe,)),
+        offset=offset,
+        convolutions=inner.convolutions + leaf.is_convolution,
+    )
+
+
+def _offset_through(leaf: Leaf, inner: Term, anchor: Anchor) -> Tensor:
+    """Return the constant behind ``leaf``: through its kernel, and over its padding."""
+    own = leaf.bias if leaf.bias is not None else torch.zeros((), dtype=torch.float64)
+    zeros_read = leaf.geometry.padding_mode == "zeros" and leaf.geometry.reads_outside(_middle_sizes(inner, anchor))
+    agrees = not _is_field(inner) and bool((inner.offset == leaf.pad_value).all())
+    if not leaf.is_convolution:
+        # A pad or a crop moves the constant unchanged; padding with another value leaves a field.
+        if not _is_field(inner) and (agrees or not zeros_read):
+            return inner.offset
+        return _padded_field(leaf, inner, anchor)
+    if _is_field(inner):
+        raise InexactError("a constant that differs at the border reaches a convolution")
+    if zeros_read and not agrees:
+        raise InexactError("a biased map before zero padding: the padding is zero, the map evaluated there is not")
+    if not bool(inner.offset.any()):
+        return own.expand(leaf.geometry.out_channels)
+    return through(leaf.make(), inner.offset) + own
+
+
+def _padded_field(leaf: Leaf, inner: Term, anchor: Anchor) -> Tensor:
+    axis, geometry, _ = _known(inner)
+    sizes = geometry.output_sizes(anchor.example_sizes(axis))
+    field = inner.offset if _is_field(inner) else inner.offset.reshape(-1, *(1,) * len(sizes)).expand(-1, *sizes)
+    if leaf.geometry.padding_mode != "zeros":
+        raise InexactError(f"{leaf.geometry.padding_mode} padding of a constant that differs at the border")
+    widths = [side for a in reversed(leaf.geometry.axes) for side in (a.low, a.high)]
+    padded = torch.nn.functional.pad(field, widths, value=leaf.pad_value)
+    return padded[(slice(None), *(slice(None, None, a.stride) for a in leaf.geometry.axes))]
+
+
+def scale_term(term: Term, scale: Tensor | float, shift: Tensor | float, axis: int | None, anchor: Anchor) -> Term:
+    """Return ``scale * term + shift``: one number each (``axis`` None), or ``(C,)`` along channel ``axis``."""
+    if axis is None and term.axis is None:
+        return replace(term, factor=term.factor * float(scale), offset=term.offset * scale + shift)
+    lifted = lift(term, axis if axis is not None else term.axis, anchor)  # type: ignore[arg-type]
+    _, geometry, recipe = _known(lifted)
+    channels = geometry.out_channels
+    per_channel = torch.as_tensor(scale, dtype=torch.float64).expand(channels)
+    added = torch.as_tensor(shift, dtype=torch.float64).expand(channels)
+    column = (-1, *(1,) * (lifted.offset.ndim - 1))
+    offset = lifted.offset * per_channel.reshape(column) + added.reshape(column)
+    return replace(lifted, recipe=Recipe(lambda maps: fold(maps[0], per_channel), (recipe,)), offset=offset)
+
+
+def add_terms(left: Term, right: Term, sign: int, anchor: Anchor) -> Term:
+    """Return ``left + sign * right``."""
+    if left.axis is None and right.axis is None:
+        return replace(
+            left,
+            factor=left.factor + sign * right.factor,
+            offset=left.offset + sign * right.offset,
+            convolutions=left.convolutions + right.convolutions,
+        )
+    axis = left.axis if left.axis is not None else right.axis
+    assert axis is not None
+    a, b = lift(left, axis, anchor), lift(right, axis, anchor)
+    sizes = anchor.sizes(axis)
+    geometry = merge_geometry(_known(a)[1], _known(b)[1], sizes)
+    combine = merge if sign > 0 else subtract
+    recipe = Recipe(lambda maps: combine(maps[0], maps[1], sizes), (_known(a)[2], _known(b)[2]))
+    offset = _aligned(a.offset, b.offset.ndim) + sign * _aligned(b.offset, a.offset.ndim)
+    return Term(axis, geometry, recipe, 1.0, _settled(offset), a.convolutions + b.convolutions)
+
+
+def _aligned(offset: Tensor, ndim: int) -> Tensor:
+    return offset.reshape(-1, *(1,) * (ndim - 1)) if offset.ndim == 1 and ndim > 1 else offset
+
+
+def _settled(offset: Tensor) -> Tensor:
+    """Return a field that is uniform, up to rounding, as one constant per channel."""
+    if offset.ndim <= 1:
+        return offset
+    flat = offset.flatten(1)
+    spread = (flat - flat[:, :1]).abs().max()
+    return flat[:, flat.shape[1] // 2] if float(spread) <= _FIELD_TOLERANCE * float(flat.abs().max()) else offset
+
+
+def concatenate_terms(terms: tuple[Term, ...], anchor: Anchor) -> Term:
+    """Return the outputs of ``terms`` side by side along the channels."""
+    lifted = [lift(term, 1, anchor) for term in terms]
+    sizes = anchor.sizes(1)
+    geometry = concatenate_geometry(tuple(_known(term)[1] for term in lifted), sizes)
+    recipe = Recipe(lambda maps: concatenate(tuple(maps), sizes), tuple(_known(term)[2] for term in lifted))
+    if any(_is_field(term) for term in lifted):
+        raise InexactError("a constant that differs at the border inside a concatenation")
+    offset = torch.cat([term.offset for term in lifted])
+    return Term(1, geometry, recipe, 1.0, offset, sum(term.convolutions for term in lifted))
+
+
+def select_term(term: Term, start: int, stop: int, axis: int, anchor: Anchor) -> Term:
+    """Return output channels ``[start, stop)``."""
+    lifted = lift(term, axis, anchor)
+    _, geometry, recipe = _known(lifted)
+    selected = select_geometry(geometry, start, stop)
+    return replace(
+        lifted,
+        geometry=selected,
+        recipe=Recipe(lambda maps: select(maps[0], start, stop), (recipe,)),
+        offset=lifted.offset[start:stop],
+    )
+
+
+def overwrite_term(term: Term, value: Tensor, dim: int, window: slice, anchor: Anchor) -> Term:
+    """Return ``term`` with a border strip set to a constant ``(O, ...)``; exact where only padding lies under it."""
+    lifted = lift(term, 1, anchor)
+    _, geometry, _ = _known(lifted)
+    axis = geometry.axes[dim - 2]
+    size = anchor.shape[dim]
+    is_free = anchor.free[dim]
+    count = axis.output_size(size)
+    first, last = window.start, window.stop
+    from_low = last <= count // 2
+    if geometry.padding_mode != "zeros" or (is_free and axis.stride != 1):
+        raise InexactError("a strip is written over an output whose border is not plain zero padding")
+    touches = any(axis.stride * j + axis.last >= 0 and axis.stride * j + axis.first < size for j in range(first, last))
+    if touches:
+        raise InexactError(
+            f"{'the first' if from_low else 'the last'} {last - first} rows written over hold real output"
+        )
+    sizes = geometry.output_sizes(anchor.example_sizes(1))
+    column = lifted.offset if _is_field(lifted) else lifted.offset.reshape(-1, *(1,) * len(sizes)).expand(-1, *sizes)
+    field = column.clone()
+    field.narrow(dim - 1, first, last - first).copy_(value.expand(field.narrow(dim - 1, first, last - first).shape))
+    return replace(lifted, offset=_settled(field))
+
+
+def takeable_geometry(term: Term, anchor: Anchor) -> Geometry:
+    """Return the geometry of the one operator that would compute ``term`` from its whole anchor."""
+    axis, geometry, _ = _known(term)
+    channels = anchor.shape[axis]
+    if (geometry.reads, geometry.in_channels) != (0, channels):
+        geometry = replace(geometry, reads=0, in_channels=channels, groups=1)
+    if not geometry.axes and not geometry.is_diagonal():
+        geometry = regroup_geometry(geometry, 1)
+    return geometry

@@ -1,0 +1,279 @@
+"""Turn a module and example inputs into a :class:`~repconv_cli.graph.program.Program`."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from repconv_cli.errors import TraceError
+from repconv_cli.graph.program import LEAF, InputInfo, Program, Structure
+
+aten = torch.ops.aten
+
+# Guards that only say a size is not 1 (which broadcasts) or bound it from below do not tie a size to the example.
+_HARMLESS_GUARD = re.compile(r".*(!= [01]|>= [012]|> [01])$")
+_DROPPED = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten.sym_constrain_range_for_size.default,
+    aten.sym_constrain_range.default,
+}
+# In a functional graph these give their first argument's values under another name.
+_ALIASES = {aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default}
+
+
+def trace(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, free_space: bool = True
+) -> Program:
+    """Return the functional graph of ``module`` in eval mode on example ``args``, tensors by their own names.
+
+    Sizes that the graph does not depend on stay free: the batch, and with ``free_space`` the spatial sizes.
+    The module is put in eval mode for the trace and given back as it was. Raises :class:`TraceError` in one line
+    where torch cannot make a graph of it.
+    """
+    kwargs = kwargs or {}
+    with _in_eval_mode(module), torch.no_grad(), _quiet():
+        exported, notes = _export(module, args, kwargs, free_space)
+        functional = exported.run_decompositions({})
+    return _to_program(functional, (args, kwargs), notes)
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's export chatter off stderr: its failures reach the user as one error of ours."""
+    loggers = [
+        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch.fx.experimental")
+    ]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
+
+
+def _export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free_space: bool
+) -> tuple[ExportedProgram, list[str]]:
+    """Export with as many sizes free as the model allows: batch and space, then batch, then none."""
+    attempts = [("space", "batch")] if free_space else []
+    attempts += [("batch",), ()]
+    reasons: list[str] = []
+    error: BaseException | None = None
+    for free in attempts:
+        shapes = pytree.tree_map(lambda leaf, free=free: _free_dims(leaf, free), (args, kwargs))
+        try:
+            exported = torch.export.export(
+                module, args, kwargs, dynamic_shapes=_call_shapes(shapes, kwargs), strict=False
+            )
+        except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward
+            error = failure
+            continue
+        tied = [guard for guard in (getattr(exported, "_guards_code", None) or []) if not _HARMLESS_GUARD.match(guard)]
+        if tied and free:
+            reasons.append(tied[0])
+            continue
+        return exported, _size_notes(free)
+    detail = f"{type(error).__name__}: {_first_line(error)}" if error else f"sizes tied by {reasons[-1]}"
+    raise TraceError(
+        f"torch.export cannot trace this model ({detail})",
+        hint="Give the shape that it takes with --input, or an --arch callable that returns a traceable part of it.",
+    ) from error
+
+
+def _size_notes(free: tuple[str, ...]) -> list[str]:
+    if not free:
+        return ["batch and spatial sizes are fixed to the example's: the model depends on them"]
+    return [] if "space" in free else ["spatial sizes are fixed to the example's: the model depends on them"]
+
+
+def _call_shapes(shapes: tuple[Any, Any], kwargs: dict[str, Any]) -> Any:
+    # torch.export binds positional shapes to parameter names itself when there are no keyword arguments.
+    return shapes[0] if not kwargs else None
+
+
+def _free_dims(leaf: Any, free: tuple[str, ...]) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.ndim or not free:
+        return None
+    dims = {0: Dim.AUTO}
+    if "space" in free and leaf.is_floating_point() and leaf.ndim >= 3:
+        dims |= dict.fromkeys(range(1 if leaf.ndim == 3 else 2, leaf.ndim), Dim.AUTO)
+    return {axis: size for axis, size in dims.items() if leaf.shape[axis] > 1}
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else "no message"
+    return "".join(c for c in text if c.isprintable())[:200]
+
+
+def _to_program(exported: ExportedProgram, example: Any, notes: list[str]) -> Program:
+    """Copy the exported graph: lifted tensors become ``get_attr`` nodes by key, metadata becomes plain values."""
+    signature = exported.graph_signature
+    keys = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+        raise TraceError(f"the model writes to {written[0]} while it runs", needed="a forward without side effects")
+    stored = {**exported.state_dict, **exported.constants}
+    copier = _Copier(keys)
+    inputs: list[InputInfo] = []
+    for node in exported.graph.nodes:
+        copier.copy(node)
+        if node.op == "placeholder" and node.name not in keys:
+            inputs.append(_input_info(node))
+    graph = copier.graph
+    graph.eliminate_dead_code()
+    in_args, in_kwargs = pytree_structure(exported.call_spec.in_spec).children
+    tensors = {key: stored[key].detach() for key in dict.fromkeys(keys.values()) if isinstance(stored.get(key), Tensor)}
+    return Program(
+        graph=graph,
+        tensors=tensors,
+        parameters=frozenset(signature.inputs_to_parameters.values()),
+        inputs=tuple(inputs),
+        arguments=in_args,
+        keywords=in_kwargs,
+        outputs=pytree_structure(exported.call_spec.out_spec),
+        notes=tuple(notes),
+    )
+
+
+def _input_info(node: fx.Node) -> InputInfo:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        raise TraceError(f"input {node.name} is a {type(value).__name__}", needed="tensors as inputs")
+    sizes, free = _sizes(value)
+    return InputInfo(
+        str(node.target), tuple(None if f else s for s, f in zip(sizes, free, strict=True)), sizes, value.dtype
+    )
+
+
+def _sizes(value: Tensor) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Return (sizes at the example, which are free) of a fake tensor."""
+    free = tuple(isinstance(size, torch.SymInt) for size in value.shape)
+    sizes = tuple(int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)
+    return sizes, free
+
+
+class _Copier:
+    """Copies an exported graph node by node, leaving out what does nothing in a functional graph."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        self.keys = keys
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, Any] = {}
+
+    def copy(self, node: fx.Node) -> None:
+        if node.op == "placeholder" and node.name in self.keys:
+            self.env[node] = self.graph.get_attr(self.keys[node.name])
+        elif node.op == "get_attr":
+            raise TraceError("the model branches on data (a sub-graph in the trace)", needed="one straight graph")
+        elif node.op == "call_function" and node.target in _DROPPED:
+            return
+        elif (alias := self._alias(node)) is not None:
+            self.env[node] = alias
+            return
+        elif node.op == "call_function" and node.target is aten._native_batch_norm_legit_no_training.default:
+            self.env[node] = self._batch_norm(node)
+        else:
+            self.env[node] = self.graph.node_copy(node, lambda n: self.env[n])
+        self._describe(node, self.env[node])
+
+    def _alias(self, node: fx.Node) -> Any:
+        """Return what ``node`` merely renames, or None."""
+        if node.op != "call_function":
+            return None
+        if node.target in _ALIASES:
+            return self.env[node.args[0]]  # type: ignore[index]
+        if node.target is operator.getitem and node.args[0].target is (  # type: ignore[union-attr]
+            aten._native_batch_norm_legit_no_training.default
+        ):
+            return self.env[node.args[0]] if node.args[1] == 0 else None  # type: ignore[index]
+        if node.target is aten.slice.Tensor and _is_whole(node, node.args[1:]):
+            return self.env[node.args[0]]  # type: ignore[index]
+        if node.target is aten.slice_scatter.default and _is_whole(node, node.args[2:]):
+            return self.env[node.args[1]]  # type: ignore[index]
+        if node.target is aten.copy.default and _same_value(node.args[0], node.args[1]):
+            return self.env[node.args[1]]  # type: ignore[index]
+        return None
+
+    def _batch_norm(self, node: fx.Node) -> fx.Node:
+        x, gamma, beta, mean, var, momentum, eps = (
+            self.env.get(a, a) if isinstance(a, fx.Node) else a for a in node.args
+        )
+        return self.graph.call_function(
+            aten.batch_norm.default, (x, gamma, beta, mean, var, False, momentum, eps, False)
+        )
+
+    def _describe(self, node: fx.Node, copy: Any) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, (tuple, list)) and copy.target is aten.batch_norm.default:
+            value = value[0]
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        copy.meta = {"module": stack[-1][0] if stack and not stack[-1][0].startswith("_empty") else ""}
+        if isinstance(value, Tensor):
+            copy.meta["shape"], copy.meta["free"] = _sizes(value)
+            copy.meta["dtype"] = value.dtype
+        elif isinstance(value, (torch.SymInt, int)) and not isinstance(value, bool):
+            copy.meta["is_size"] = True
+            copy.meta["size"] = int(value.node.hint) if isinstance(value, torch.SymInt) else value
+
+
+def _is_whole(node: fx.Node, window: tuple[Any, ...]) -> bool:
+    """Whether a slice window (dim, start, end, step) takes everything."""
+    dim, start, end, step = (*window, *(0, 0, None, 1)[len(window) :])
+    del dim
+    return start in (0, None) and step == 1 and (end is None or (isinstance(end, int) and end >= 2**31))
+
+
+def _same_value(target: Any, source: Any) -> bool:
+    left, right = target.meta.get("val"), source.meta.get("val")
+    return (
+        isinstance(left, Tensor)
+        and isinstance(right, Tensor)
+        and left.dtype == right.dtype
+        and str(left.shape) == str(right.shape)
+    )
+
+
+def pytree_structure(spec: pytree.TreeSpec) -> Structure:
+    """Return torch's tree spec as a plain :class:`Structure`; other containers become dicts or tuples."""
+    if spec.is_leaf():
+        return LEAF
+    children = tuple(pytree_structure(spec.child(index)) for index in range(spec.num_children))
+    if spec.type is list:
+        return Structure("list", children)
+    if spec.type is tuple or issubclass(spec.type, tuple):
+        return Structure("tuple", children)
+    keys = spec.context if isinstance(spec.context, list) else next(iter(spec.context))
+    if isinstance(keys, (list, tuple)) and len(keys) == len(children):
+        return Structure("dict", children, tuple(str(key) for key in keys))
+    raise TraceError(f"the model takes or gives a {spec.type.__name__}", needed="tensors in tuples, lists and dicts")
