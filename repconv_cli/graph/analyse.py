@@ -84,9 +84,7 @@ def _combine(
         if any(anchor not in other for other in others) or anchor.meta["dtype"] != node.meta["dtype"]:
             continue
         try:
-            terms[anchor] = step.combine(
-                tuple(available[source][anchor] for source in step.inputs), Anchor.of(anchor)
-            )
+            terms[anchor] = step.combine(tuple(available[source][anchor] for source in step.inputs), Anchor.of(anchor))
         except InexactError as reason:
             analysis.reasons.setdefault(node, []).append(reason.found)
     return terms

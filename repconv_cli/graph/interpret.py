@@ -43,7 +43,11 @@ class Constants:
         self.values: dict[fx.Node, Any] = {}
         self.nodes: set[fx.Node] = set()
         for node in program.graph.nodes:
-            if node.op == "get_attr" or node.meta.get("is_size") or (node.op == "call_function" and all(source in self.nodes for source in node.all_input_nodes)):
+            if (
+                node.op == "get_attr"
+                or node.meta.get("is_size")
+                or (node.op == "call_function" and all(source in self.nodes for source in node.all_input_nodes))
+            ):
                 self.nodes.add(node)
 
     def __contains__(self, node: object) -> bool:

@@ -62,5 +62,3 @@ def kind_of(node: fx.Node, anchor: fx.Node, steps: dict[fx.Node, Step]) -> str:
     if all(branch.endswith(" depthwise") or branch == "identity" for branch in branches):
         return joined.replace(" depthwise", "") + " depthwise"
     return joined
-
-

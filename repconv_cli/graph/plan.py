@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from os.path import commonprefix
 
 from torch import fx
 
@@ -36,6 +35,7 @@ class Block:
     params_before: int
     params_after: int
     convs_before: int
+    convs_after: int
     norms_before: int
 
     @property
@@ -119,6 +119,7 @@ class _Naming:
             params_before=self._parameters(sources),
             params_after=0 if is_identity else _product(shape) + shape[0],
             convs_before=sum(is_convolution(node) for node in removed),
+            convs_after=int(_is_written_as_convolution(choice)),
             norms_before=sum(is_norm(node) for node in removed),
         )
 
@@ -176,7 +177,18 @@ class _Naming:
 
 def _common_path(keys: list[str]) -> str:
     """Return the longest module path that all ``keys`` share."""
-    return ".".join(commonprefix([key.split(".")[:-1] for key in keys])) if keys else ""
+    shared: list[str] = []
+    for parts in zip(*(key.split(".")[:-1] for key in keys), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def _is_written_as_convolution(choice: Choice) -> bool:
+    """Whether the new operator is a convolution, not a linear layer, a scale or nothing."""
+    term = choice.candidate.term
+    return term.geometry is not None and bool(term.geometry.axes) and term.convolutions > 0
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -169,15 +169,13 @@ class ProgramModule(nn.Module):
             self.register_buffer(name, buffer)
         # The generated function reads tensors from `self`, so it is bound to this module, not to a copy of it.
         object.__setattr__(self, "_run", type(compiled).forward)
-        self._structures = (program.arguments, program.keywords, program.outputs)
-        self.inputs = program.inputs
+        self.program = program
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs, nested as the original model nests them."""
-        arguments, keywords, outputs = self._structures
-        leaves = arguments.flatten(args) + keywords.flatten(kwargs)
-        results = self._run(self, *leaves)
-        return outputs.unflatten(iter(results))
+        leaves = self.program.arguments.flatten(args) + self.program.keywords.flatten(kwargs)
+        results = self._run(self, *leaves)  # type: ignore[operator]
+        return self.program.outputs.unflatten(iter(results))
 
 
 def is_safe_name(name: str) -> bool:

@@ -58,7 +58,9 @@ def _looks_fusible(node: fx.Node, analysis: Analysis) -> bool:
 
 
 def _has_linear_branch(node: fx.Node, analysis: Analysis) -> bool:
-    return any(c.term.convolutions for source in node.all_input_nodes for c in analysis.candidates.get(source, {}).values())
+    return any(
+        c.term.convolutions for source in node.all_input_nodes for c in analysis.candidates.get(source, {}).values()
+    )
 
 
 def _cost_reason(node: fx.Node, composed: list[Candidate], analysis: Analysis) -> str:

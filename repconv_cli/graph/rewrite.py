@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from repconv_cli.algebra import ConvMap, Geometry, regroup, widen
@@ -75,7 +74,10 @@ def _scale_and_shift(block: Block, scale: Tensor, shift: Tensor) -> Fusion:
     axis = block.choice.candidate.term.axis
     assert axis is not None
     trailing = (1,) * (len(block.anchor.meta["shape"]) - 1 - axis)
-    keys = {f"{block.target}.weight": scale.reshape(-1, *trailing), f"{block.target}.bias": shift.reshape(-1, *trailing)}
+    keys = {
+        f"{block.target}.weight": scale.reshape(-1, *trailing),
+        f"{block.target}.bias": shift.reshape(-1, *trailing),
+    }
 
     def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
         weight, bias = (graph.get_attr(key) for key in keys)
@@ -175,9 +177,3 @@ def _describe(new: fx.Node, old: fx.Node) -> None:
     for source in new.all_input_nodes:
         if is_computation(source) and not source.meta:
             source.meta = {"module": old.meta.get("module", ""), "dtype": old.meta["dtype"]}
-
-
-def cast(program: Program, keys: frozenset[str], dtype: torch.dtype) -> Program:
-    """Return ``program`` with the tensors in ``keys`` in ``dtype``: the one cast, at the very end."""
-    tensors = {key: t.to(dtype) if key in keys else t for key, t in program.tensors.items()}
-    return replace(program, tensors=tensors)

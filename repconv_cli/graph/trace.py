@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import operator
 import re
@@ -33,17 +34,22 @@ _ALIASES = {aten.alias.default, aten.detach.default, aten.detach_.default, aten.
 
 
 def trace(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, free_space: bool = True
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    may_vary: tuple[tuple[bool, ...], ...] | None = None,
 ) -> Program:
     """Return the functional graph of ``module`` in eval mode on example ``args``, tensors by their own names.
 
-    Sizes that the graph does not depend on stay free: the batch, and with ``free_space`` the spatial sizes.
+    Sizes that the graph does not depend on stay free: the batch and the spatial sizes, or those that ``may_vary``
+    (per input tensor and axis) admits.
     The module is put in eval mode for the trace and given back as it was. Raises :class:`TraceError` in one line
     where torch cannot make a graph of it.
     """
     kwargs = kwargs or {}
     with _in_eval_mode(module), torch.no_grad(), _quiet():
-        exported, notes = _export(module, args, kwargs, free_space)
+        exported, notes = _export(module, args, kwargs, may_vary)
         functional = exported.run_decompositions({})
     return _to_program(functional, (args, kwargs), notes)
 
@@ -78,18 +84,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _export(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free_space: bool
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_vary: tuple[tuple[bool, ...], ...] | None
 ) -> tuple[ExportedProgram, list[str]]:
     """Export with as many sizes free as the model allows: batch and space, then batch, then none."""
-    attempts = [("space", "batch")] if free_space else []
-    attempts += [("batch",), ()]
+    attempts: list[tuple[str, ...]] = [("space", "batch"), ("batch",), ()]
     reasons: list[str] = []
     error: BaseException | None = None
     for free in attempts:
-        shapes = pytree.tree_map(lambda leaf, free=free: _free_dims(leaf, free), (args, kwargs))
         try:
             exported = torch.export.export(
-                module, args, kwargs, dynamic_shapes=_call_shapes(shapes, kwargs), strict=False
+                module, args, kwargs, dynamic_shapes=_dynamic_shapes(module, args, kwargs, free, may_vary), strict=False
             )
         except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward
             error = failure
@@ -112,18 +116,35 @@ def _size_notes(free: tuple[str, ...]) -> list[str]:
     return [] if "space" in free else ["spatial sizes are fixed to the example's: the model depends on them"]
 
 
-def _call_shapes(shapes: tuple[Any, Any], kwargs: dict[str, Any]) -> Any:
-    # torch.export binds positional shapes to parameter names itself when there are no keyword arguments.
-    return shapes[0] if not kwargs else None
+def _dynamic_shapes(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    free: tuple[str, ...],
+    may_vary: tuple[tuple[bool, ...], ...] | None,
+) -> dict[str, Any]:
+    """Return the free sizes of each tensor by parameter name, nested as the arguments are."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    admitted = may_vary if may_vary is not None else tuple((True,) * 8 for _ in leaves)
+    dims = [_free_dims(leaf, free, allowed) for leaf, allowed in zip(leaves, admitted, strict=True)]
+    positional, named = pytree.tree_unflatten(dims, spec)
+    signature = inspect.signature(module.forward)
+    shapes: dict[str, Any] = {}
+    for name, value in signature.bind(*positional, **named).arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            shapes.update(value)
+        else:
+            shapes[name] = value
+    return shapes
 
 
-def _free_dims(leaf: Any, free: tuple[str, ...]) -> Any:
+def _free_dims(leaf: Any, free: tuple[str, ...], allowed: tuple[bool, ...]) -> Any:
     if not isinstance(leaf, Tensor) or not leaf.ndim or not free:
         return None
     dims = {0: Dim.AUTO}
     if "space" in free and leaf.is_floating_point() and leaf.ndim >= 3:
         dims |= dict.fromkeys(range(1 if leaf.ndim == 3 else 2, leaf.ndim), Dim.AUTO)
-    return {axis: size for axis, size in dims.items() if leaf.shape[axis] > 1}
+    return {axis: size for axis, size in dims.items() if leaf.shape[axis] > 1 and allowed[axis]}
 
 
 def _first_line(error: BaseException | None) -> str:

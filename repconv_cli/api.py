@@ -1,0 +1,45 @@
+"""The package's functions: paths or live modules in, results out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from repconv_cli import convert
+from repconv_cli.convert import Options, load
+from repconv_cli.results import Result
+
+__all__ = ["fuse", "inspect", "load", "verify"]
+
+
+def inspect(source: str | Path | nn.Module, **options: Any) -> Result:
+    """Return what can be fused in ``source`` (a path or a live module), what cannot and why.
+
+    Options are those of the command line, by their names: ``input=(1, 3, 224, 224)``, ``arch="file.py:make"`` ….
+    """
+    return convert.inspect(source, _options(options))
+
+
+def fuse(
+    source: str | Path | nn.Module, out: str | Path, *, force: bool = False, dry_run: bool = False, **options: Any
+) -> Result:
+    """Fuse ``source``, prove every block, and write ``out``; return what was done.
+
+    Nothing is written unless every proof holds. Raises :class:`repconv_cli.errors.RepconvError`.
+    """
+    return convert.fuse(source, out, _options(options), force=force, dry_run=dry_run)
+
+
+def verify(source: str | Path | nn.Module, out: str | Path, **options: Any) -> Result:
+    """Judge the file at ``out`` against ``source``; ``result.verification`` is true unless they differ."""
+    return convert.verify(source, out, _options(options))
+
+
+def _options(given: dict[str, Any]) -> Options:
+    shape = given.pop("input", ())
+    if shape and isinstance(shape[0], int):
+        shape = (tuple(shape),)
+    return replace(Options(**given), input=tuple(tuple(s) for s in shape))

@@ -1,0 +1,75 @@
+"""The one place where errors become messages and exit codes, and results become output."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from repconv_cli.cli.progress import Progress
+from repconv_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, RepconvError
+from repconv_cli.report.as_json import error_json, result_json
+from repconv_cli.report.terminal import Report, plain
+from repconv_cli.results import Result
+
+# A pipe has no width: names must not be cut there.
+_PIPE_WIDTH = 200
+
+
+def run_command(
+    use_case: Callable[[Any], Result],
+    exit_code: Callable[[Result], int],
+    *,
+    as_json: bool,
+    every: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Run ``use_case`` with a progress display, print its result, and exit with the command's code."""
+    try:
+        with Progress(quiet=quiet) as progress:
+            result = use_case(progress)
+        _print(result, as_json=as_json, every=every, quiet=quiet)
+        code = exit_code(result)
+    except RepconvError as error:
+        code = error.exit_code
+        _fail(error, as_json=as_json, debug=debug)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+        _say("interrupted; nothing was written")
+    except (BrokenPipeError, SystemExit):
+        raise
+    except Exception as error:  # noqa: BLE001 - the boundary: a bug of ours must not look like a mismatch
+        code = EXIT_BUG
+        bug = RepconvError(f"internal error: {type(error).__name__}: {error}", hint="Please report it, with --debug.")
+        _fail(bug, as_json=as_json, debug=debug)
+    raise typer.Exit(code)
+
+
+def _print(result: Result, *, as_json: bool, every: bool, quiet: bool) -> None:
+    if as_json:
+        sys.stdout.write(result_json(result) + "\n")
+    elif not quiet:
+        is_terminal = sys.stdout.isatty()
+        console = Console(
+            force_terminal=is_terminal, width=None if is_terminal else _PIPE_WIDTH, highlight=False, soft_wrap=False
+        )
+        console.print(Report(result, every=every))
+
+
+def _fail(error: RepconvError, *, as_json: bool, debug: bool) -> None:
+    if as_json:
+        sys.stdout.write(error_json(error) + "\n")
+    if debug:
+        traceback.print_exc()
+    _say(str(error))
+
+
+def _say(message: str) -> None:
+    console = Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), plain(message)))

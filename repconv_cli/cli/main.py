@@ -1,0 +1,56 @@
+"""The ``repconv`` command. Importing this imports no torch: each command does when it runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from repconv_cli import __version__
+from repconv_cli.cli.fuse import fuse
+from repconv_cli.cli.inspect import inspect
+from repconv_cli.cli.verify import verify
+
+app = typer.Typer(
+    name="repconv",
+    help="Fuse the branches of re-parameterizable networks into single convolutions, proven equal.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(inspect)
+app.command()(fuse)
+app.command()(verify)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"repconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fuse the branches of re-parameterizable networks into single convolutions, proven equal.
+
+    Exit codes: 0 done and verified; 1 outputs differ (or, with --strict, something was refused or unchecked);
+    2 bad input or usage; 70 a bug in repconv; 130 interrupted.
+    """
+    del version
+
+
+def run() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show × or → must not end the program.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    app()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,60 @@
+"""``repconv verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repconv_cli.cli import options as o
+from repconv_cli.cli.boundary import run_command
+from repconv_cli.cli.progress import Progress
+from repconv_cli.results import Result
+
+
+def verify(
+    source: o.Source,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A file that fuse wrote.")],
+    arch: o.Arch = None,
+    input_: o.Input = None,
+    samples: o.Samples = 4,
+    seed: o.Seed = 0,
+    rtol: o.Rtol = None,
+    atol: o.Atol = None,
+    max_ratio: o.MaxRatio = 10.0,
+    state_key: o.StateKey = None,
+    trust: o.Trust = None,
+    strict: o.Strict = False,
+    json_: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Compare the outputs of SOURCE and OUT on random inputs, and OUT's tensors with a new plan.
+
+    Example: repconv verify model.pt model.safetensors
+    """
+
+    def use_case(progress: Progress) -> Result:
+        progress("Starting", 0, 0)
+        from repconv_cli import convert
+
+        given = o.make_options(
+            arch=arch,
+            shapes=input_,
+            state_key=state_key,
+            trust=trust,
+            samples=samples,
+            seed=seed,
+            rtol=rtol,
+            atol=atol,
+            max_ratio=max_ratio,
+        )
+        return convert.verify(source, out, given, progress)
+
+    def exit_code(result: Result) -> int:
+        from repconv_cli import convert
+
+        return convert.exit_code(result, strict)
+
+    run_command(use_case, exit_code, as_json=json_, every=False, quiet=quiet, debug=debug)

@@ -1,0 +1,113 @@
+"""Example inputs: from the user's shapes, or guessed from the first layer that has weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.conv import _ConvNd
+
+from repconv_cli.errors import InputError
+from repconv_cli.graph.program import LEAF, InputInfo, Structure
+
+# Sizes that published models take, the usual one first; one channel is most often a digit or a spectrogram.
+_SIZES_COLOUR = (224, 256, 384, 32, 64, 299, 512, 640, 28, 128, 96, 160, 16, 8)
+_SIZES_GRAY = (28, 32, 64, 224, 128, 8, 16, 256)
+_LENGTHS = (128, 256, 1024, 64, 16000, 32)
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Return the shape written as ``1,3,224,224``.
+
+    >>> parse_shape("1,3,224,224")
+    (1, 3, 224, 224)
+    """
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or any(size < 1 for size in shape):
+        raise InputError(f"--input {text[:60]!r}", needed="positive numbers with commas, such as 1,3,224,224")
+    return shape
+
+
+NO_KEYWORDS = Structure("dict")
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a module is traced with: its tensors in order, and how they nest."""
+
+    infos: tuple[InputInfo, ...]
+    arguments: Structure
+    keywords: Structure = NO_KEYWORDS
+
+    @classmethod
+    def positional(cls, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> Example:
+        """Return one positional tensor per shape, with a batch of at least 2: a batch of 1 would be fixed."""
+        grown = [(max(shape[0], 2), *shape[1:]) for shape in shapes]
+        infos = tuple(InputInfo(f"input_{i}", (None,) * len(s), s, dtype) for i, s in enumerate(grown))
+        return cls(infos, Structure("tuple", (LEAF,) * len(infos)))
+
+    def tensors(self) -> tuple[Any, Any]:
+        """Return (positional arguments, keyword arguments) of noise."""
+        generator = torch.Generator().manual_seed(0)
+        leaves = iter([_noise(info, generator) for info in self.infos])
+        return self.arguments.unflatten(leaves), self.keywords.unflatten(leaves)
+
+
+def _noise(info: InputInfo, generator: torch.Generator) -> Tensor:
+    if info.dtype.is_floating_point:
+        return torch.randn(info.example, generator=generator, dtype=torch.float32).to(info.dtype)
+    return torch.ones(info.example, dtype=info.dtype)
+
+
+def guess_shape(module: nn.Module, dtype: torch.dtype) -> tuple[int, ...]:
+    """Return an input shape that ``module`` takes, from its first layer; raise :class:`InputError` if none fits.
+
+    Candidates are tried on fake tensors: shapes are computed, no numbers.
+    """
+    first = next(
+        (m for m in module.modules() if isinstance(m, (_ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm))), None
+    )
+    candidates = _candidates(first)
+    for shape in candidates:
+        if _takes(module, shape, dtype):
+            return shape
+    tried = f"tried {', '.join('×'.join(map(str, s)) for s in candidates[:4])} …" if candidates else "no layer tells it"
+    raise InputError(f"the input shape cannot be guessed ({tried})", hint="Give it, such as --input 1,3,224,224.")
+
+
+def _candidates(first: nn.Module | None) -> list[tuple[int, ...]]:
+    if isinstance(first, _ConvNd):
+        channels = first.in_channels
+        sizes = _SIZES_GRAY if channels == 1 else _SIZES_COLOUR
+        dims = len(first.kernel_size)
+        if dims == 1:
+            return [(2, channels, length) for length in _LENGTHS]
+        if dims == 2:
+            return [(2, channels, size, size) for size in sizes]
+        return [(2, channels, depth, size, size) for depth, size in ((16, 112), (8, 64), (8, 32), (4, 16))]
+    if isinstance(first, nn.Linear):
+        return [(2, first.in_features), (2, 16, first.in_features)]
+    if first is not None:
+        channels = int(first.num_features)  # type: ignore[arg-type]
+        return [(2, channels, size, size) for size in (32, 224, 8)] + [(2, channels), (2, channels, 64)]
+    return []
+
+
+def _takes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            module(torch.empty(shape, dtype=dtype))
+    except Exception:  # noqa: BLE001 - a forward may reject a shape in any way
+        return False
+    finally:
+        for part, training in modes:
+            part.training = training
+    return True

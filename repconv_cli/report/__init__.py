@@ -1,0 +1,1 @@
+"""Results as terminal text and JSON. Plain data in, text out; no torch."""

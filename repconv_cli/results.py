@@ -1,0 +1,134 @@
+"""What the commands find, as plain data: the report prints it, ``--json`` dumps it. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Change:
+    """A count before and after; None where it cannot be known."""
+
+    before: int | None
+    after: int | None
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What the source is, and what was looked through to read it."""
+
+    name: str
+    kind: str
+    sha256: str | None
+    size_bytes: int | None
+    dtype: str
+    tensors: int
+    was_training: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """The input that the model was traced with; ``shape`` has None where any size is allowed."""
+
+    shapes: tuple[tuple[int | None, ...], ...]
+    examples: tuple[tuple[int, ...], ...]
+    is_guessed: bool
+
+
+@dataclass(frozen=True)
+class BlockFacts:
+    """One block. ``certificate`` is its float64 error relative to its scale, and the limit; None before ``fuse``."""
+
+    name: str
+    kind: str
+    branches: tuple[str, ...]
+    sources: tuple[str, ...]
+    target: str | None
+    weight_shape: tuple[int, ...]
+    ops: Change
+    macs: Change
+    params: Change
+    certificate: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class RefusalFacts:
+    """What looked like a candidate and was left as it is."""
+
+    name: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts of the whole model."""
+
+    convs: Change
+    norms: Change
+    ops: Change
+    params: Change
+    macs: Change
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The verdict on outputs, and the figures behind it.
+
+    ``max_abs`` is the largest difference, ``noise`` how far the original in its own dtype is from its float64 run,
+    ``ratio`` the difference in units of the noise (or of 4 ulp of the range, if larger), ``limit`` what is allowed.
+    """
+
+    verdict: str
+    passed: bool
+    close: float | None
+    max_abs: float | None
+    max_rel: float | None
+    noise: float | None
+    ratio: float | None
+    limit: float | None
+    top1: float | None
+    float64: float | None
+    per_sample: tuple[dict[str, float], ...] = ()
+    first_bad_block: str | None = None
+    looks_like: str | None = None
+    tensors_checked: int = 0
+    assumptions: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+
+@dataclass(frozen=True)
+class OutputFacts:
+    """The file that was written (or, in a dry run, would have been)."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    is_dry_run: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one command found. ``command`` is ``inspect``, ``fuse`` or ``verify``."""
+
+    command: str
+    source: SourceFacts
+    input: InputFacts
+    blocks: tuple[BlockFacts, ...] = ()
+    refusals: tuple[RefusalFacts, ...] = ()
+    totals: Totals | None = None
+    verification: Verification | None = None
+    output: OutputFacts | None = None
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values."""
+        return {"version": RESULT_VERSION, **asdict(self)}

@@ -1,0 +1,185 @@
+"""The verdict: outputs of the original and of the fused model compared on random inputs.
+
+A difference means something only beside a yardstick. The original in its own dtype already differs from its own
+float64 run; that is the noise floor, and the difference is judged in units of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from repconv_cli.graph.interpret import run_program
+from repconv_cli.graph.program import Program
+from repconv_cli.results import Verification
+
+# Beyond this share of the range, rounding of that dtype is no explanation.
+CAPS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+MAX_RATIO = 10.0
+ULPS = 4
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is allowed; each can be set by the user."""
+
+    max_ratio: float = MAX_RATIO
+    rtol: float | None = None
+    atol: float | None = None
+
+
+@dataclass
+class _Tally:
+    """Figures over all samples and outputs."""
+
+    close: int = 0
+    values: int = 0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    noise: float = 0.0
+    ratio: float = 0.0
+    limit: float = 0.0
+    float64: float = 0.0
+    top1_same: int = 0
+    top1_all: int = 0
+    is_bad: bool = False
+
+
+def random_inputs(program: Program, samples: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield ``samples`` tuples of normal noise (small integers for integer inputs), as the program was traced."""
+    for sample in range(samples):
+        generator = torch.Generator().manual_seed(seed + sample)
+        yield tuple(_noise(info.example, info.dtype, generator) for info in program.inputs)
+
+
+def _noise(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
+    if dtype == torch.bool:
+        return torch.ones(shape, dtype=dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+def compare(
+    original: Program,
+    original_model: Model,
+    fused: Program,
+    fused_model: Model,
+    inputs: Iterator[tuple[Tensor, ...]],
+    limits: Limits,
+) -> Verification:
+    """Return the verdict on ``fused_model`` against ``original_model``, both called like the original.
+
+    The programs give the float64 runs. Every floating output is judged; a NaN in the fused one alone is a failure.
+    """
+    tally = _Tally()
+    per_sample = []
+    with torch.no_grad():
+        for leaves in inputs:
+            args, kwargs = _call(original, leaves)
+            expected = _tensors(original_model(*args, **kwargs))
+            found = _tensors(fused_model(*args, **kwargs))
+            exact = [value for value in run_program(original, leaves)[0] if isinstance(value, Tensor)]
+            exact_fused = [value for value in run_program(fused, leaves)[0] if isinstance(value, Tensor)]
+            before = tally.max_abs
+            tally.max_abs = 0.0
+            _add_sample(tally, expected, found, exact, exact_fused, limits)
+            per_sample.append({"max_abs": tally.max_abs, "noise": tally.noise})
+            tally.max_abs = max(tally.max_abs, before)
+    return _verdict(tally, tuple(per_sample))
+
+
+def _call(program: Program, leaves: tuple[Tensor, ...]) -> tuple[Any, Any]:
+    remaining = iter(leaves)
+    return program.arguments.unflatten(remaining), program.keywords.unflatten(remaining)
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _add_sample(
+    tally: _Tally,
+    expected: list[Tensor],
+    found: list[Tensor],
+    exact: list[Tensor],
+    exact_fused: list[Tensor],
+    limits: Limits,
+) -> None:
+    if len(expected) != len(found) or any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
+        tally.is_bad = True
+        tally.max_abs = float("inf")
+        return
+    for reference, value, double, double_fused in zip(expected, found, exact, exact_fused, strict=True):
+        if reference.is_floating_point():
+            _add_output(tally, reference, value, double, double_fused, limits)
+        elif not torch.equal(reference, value):
+            tally.is_bad = True
+
+
+def _add_output(
+    tally: _Tally, reference: Tensor, value: Tensor, double: Tensor, double_fused: Tensor, limits: Limits
+) -> None:
+    dtype = reference.dtype
+    difference = (value.double() - reference.double()).abs()
+    if not _same_finiteness(reference, value):
+        tally.is_bad = True
+        tally.max_abs = float("inf")
+        return
+    finite = torch.isfinite(reference)
+    if not bool(finite.any()):
+        return
+    difference, reference64, noise = difference[finite], reference.double()[finite], (reference.double() - double).abs()
+    spread = float(reference64.abs().max())
+    floor = float(noise[finite].max())
+    worst = float(difference.max())
+    ulp = torch.finfo(dtype).eps * spread
+    unit = max(floor, ULPS * ulp)
+    limit = min(limits.max_ratio * unit, CAPS.get(dtype, 1e-3) * spread)
+    if limits.atol is not None or limits.rtol is not None:
+        allowed = (limits.atol or 0.0) + (limits.rtol or 0.0) * reference64.abs()
+        tally.is_bad |= bool((difference > allowed).any())
+    else:
+        tally.is_bad |= worst > limit
+    tally.close += int(torch.isclose(value, reference)[finite].sum())
+    tally.values += int(finite.sum())
+    tally.max_abs = max(tally.max_abs, worst)
+    tally.max_rel = max(tally.max_rel, worst / spread if spread else 0.0)
+    tally.noise = max(tally.noise, floor)
+    tally.ratio = max(tally.ratio, worst / unit if unit else 0.0)
+    tally.limit = max(tally.limit, limit)
+    tally.float64 = max(tally.float64, float((double_fused - double).abs()[finite].max()) / spread if spread else 0.0)
+    if reference.ndim == 2 and reference.shape[1] > 1:
+        tally.top1_same += int((reference.argmax(1) == value.argmax(1)).sum())
+        tally.top1_all += reference.shape[0]
+
+
+def _same_finiteness(reference: Tensor, value: Tensor) -> bool:
+    return torch.equal(torch.isnan(reference), torch.isnan(value)) and torch.equal(
+        torch.where(torch.isinf(reference), reference, 0), torch.where(torch.isinf(value), value, 0)
+    )
+
+
+def _verdict(tally: _Tally, per_sample: tuple[dict[str, float], ...]) -> Verification:
+    is_judged = tally.values > 0 or tally.is_bad
+    verdict = "fail" if tally.is_bad else ("pass" if is_judged else "partial")
+    return Verification(
+        verdict=verdict,
+        passed=verdict != "fail",
+        close=tally.close / tally.values if tally.values else None,
+        max_abs=tally.max_abs if is_judged else None,
+        max_rel=tally.max_rel if is_judged else None,
+        noise=tally.noise if is_judged else None,
+        ratio=tally.ratio if is_judged else None,
+        limit=tally.limit if is_judged else None,
+        top1=tally.top1_same / tally.top1_all if tally.top1_all else None,
+        float64=tally.float64 if is_judged else None,
+        per_sample=per_sample,
+        not_checked=() if is_judged else ("the model gives no floating output",),
+    )
