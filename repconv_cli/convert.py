@@ -29,6 +29,7 @@ from repconv_cli.results import OutputFacts, Result, SourceFacts, Verification
 from repconv_cli.verify import Limits, compare, random_inputs
 
 FORMAT_VERSION = "1"
+DEFAULT_LIMITS = Limits()
 Progress = Callable[[str, int, int], None]
 
 
@@ -40,7 +41,7 @@ class Options:
     input: tuple[tuple[int, ...], ...] = ()
     samples: int = 4
     seed: int = 0
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
     state_key: str | None = None
     trust: tuple[str, ...] = ()
     blocks: str | None = None

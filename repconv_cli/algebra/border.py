@@ -40,13 +40,14 @@ def composed_padding_mode(outer: Geometry, inner: Geometry, sizes: tuple[int | N
 def _check_zero_border(outer: Axis, inner: Axis, size: int | None) -> None:
     """Exact if no window of ``inner`` next to its output touches real input, before and after."""
     rest = inner.stride - 1 if size is None else (size + inner.low + inner.high - inner.extent) % inner.stride
+    middle = None if size is None else inner.output_size(size)
     if outer.low > 0 and inner.last >= inner.stride:
         raise InexactError(
             f"zero padding {outer.low} before reads a {inner.kernel}-wide kernel outside its output "
             f"(it would still touch {inner.last - inner.stride + 1} input rows)"
         )
     overhang = inner.extent - 1 - inner.high
-    if outer.high > 0 and overhang >= inner.stride - rest:
+    if outer.reads_after(middle) and overhang >= inner.stride - rest:
         at_size = "for some input sizes" if size is None else f"at input size {size}"
         raise InexactError(
             f"zero padding {outer.high} after reads a {inner.kernel}-wide kernel of stride {inner.stride} outside "

@@ -77,10 +77,11 @@ class ConvMap:
             return _transposed(x, weight, bias, geometry)
         widths = [side for axis in reversed(geometry.axes) for side in (axis.low, axis.high)]
         if any(widths):
-            # torch takes crops (negative widths) in the constant mode alone, so crop first and pad after.
-            x = functional.pad(x, [min(width, 0) for width in widths])
+            # torch takes crops (negative widths) in the constant mode alone. Pad first: a circle cropped
+            # before it is padded would wrap around to the wrong values.
             mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
             x = functional.pad(x, [max(width, 0) for width in widths], mode)
+            x = functional.pad(x, [min(width, 0) for width in widths])
         convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[len(geometry.axes) - 1]
         return convolve(x, weight, bias, self.stride, 0, self.dilation, geometry.groups)
 
@@ -111,7 +112,7 @@ def conv_map(
         for kernel, s, d, (low, high) in zip(weight.shape[2:], strides, dilations, pads, strict=True)
     )
     geometry = Geometry(weight.shape[0], weight.shape[1] * groups, groups, axes, padding_mode)
-    return ConvMap(weight.detach().double(), _bias(bias, weight.shape[0]), geometry)
+    return ConvMap(_float64(weight), _bias(bias, weight.shape[0]), geometry)
 
 
 def padding_pairs(
@@ -143,7 +144,7 @@ def identity(channels: int, dims: int = 2, kernel: int = 1, padding: int = 0) ->
     if not 0 <= padding < kernel:
         raise ValueError(f"padding={padding} must be an index of a kernel of {kernel}")
     weight = torch.zeros(channels, 1, *(kernel,) * dims, dtype=torch.float64)
-    weight[(slice(None), 0, *(padding,) * dims)] = 1.0
+    weight.flatten(1)[:, sum(padding * kernel**axis for axis in range(dims))] = 1.0
     axes = (Axis(kernel, low=padding, high=kernel - 1 - padding),) * dims
     return ConvMap(weight, _bias(None, channels), Geometry(channels, channels, channels, axes))
 
@@ -151,7 +152,7 @@ def identity(channels: int, dims: int = 2, kernel: int = 1, padding: int = 0) ->
 def scale_map(scale: Tensor, shift: Tensor | None = None, dims: int = 2) -> ConvMap:
     """Return ``scale * x + shift`` per channel as a depthwise 1x1."""
     channels = scale.shape[0]
-    weight = scale.detach().double().reshape(channels, 1, *(1,) * dims)
+    weight = _float64(scale).reshape(channels, 1, *(1,) * dims)
     return ConvMap(weight, _bias(shift, channels), Geometry(channels, channels, channels, (Axis(),) * dims))
 
 
@@ -198,7 +199,7 @@ def transposed_conv_map(
     """
     inputs, per_group = weight.shape[0], weight.shape[1]
     kernel = weight.shape[2:]
-    grouped = weight.detach().double().reshape(groups, inputs // groups, per_group, *kernel)
+    grouped = _float64(weight).reshape(groups, inputs // groups, per_group, *kernel)
     swapped = grouped.transpose(1, 2).reshape(groups * per_group, inputs // groups, *kernel)
     is_plain = all(s == 1 for s in stride)
     if is_plain:
@@ -225,7 +226,12 @@ def _per_axis(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
 
 
 def _bias(bias: Tensor | None, channels: int) -> Tensor:
-    return torch.zeros(channels, dtype=torch.float64) if bias is None else bias.detach().double()
+    return torch.zeros(channels, dtype=torch.float64) if bias is None else _float64(bias)
+
+
+def _float64(values: Tensor) -> Tensor:
+    """Return a copy, so that a map outlives any later step of what it was made from."""
+    return values.detach().to(torch.float64, copy=True)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:

@@ -57,8 +57,10 @@ class Axis:
 
     def reads_outside(self, size: int | None) -> bool:
         """Whether some window reaches past the input; ``size`` None asks for any size."""
-        if self.low > 0:
-            return True
+        return self.low > 0 or self.reads_after(size)
+
+    def reads_after(self, size: int | None) -> bool:
+        """Whether the last window reaches past the input's end: a stride may leave the padding there unread."""
         rest = 0 if size is None else (size + self.low + self.high - self.extent) % self.stride
         return self.high - rest > 0
 
@@ -162,6 +164,7 @@ def merge_geometry(left: Geometry, right: Geometry, sizes: tuple[int | None, ...
     left, right = align_strides(left, right, sizes)
     if tuple(a.stride for a in left.axes) != tuple(a.stride for a in right.axes):
         raise InexactError(f"stride {_numbers(left)} beside stride {_numbers(right)}")
+    _check_output_sizes((left, right), sizes)
     axes = tuple(_union(pair) for pair in zip(left.axes, right.axes, strict=True))
     reads, width, groups = _common_reads(left, right)
     return Geometry(left.out_channels, width, groups, axes, mode, reads)
@@ -187,6 +190,20 @@ def _common_padding_mode(geometries: tuple[Geometry, ...], sizes: tuple[int | No
             f"padding modes differ where kernels reach past the border: {' beside '.join(sorted(modes))}"
         )
     return modes.pop() if modes else "zeros"
+
+
+def _check_output_sizes(parts: tuple[Geometry, ...], sizes: tuple[int | None, ...]) -> None:
+    """Equal slacks give equal sizes for any input; with a stride, closer ones do for those inputs that allow it."""
+    for index, size in enumerate(sizes):
+        axes = [part.axes[index] for part in parts]
+        if size is None:
+            slacks = [axis.slack for axis in axes]
+            if max(slacks) - min(slacks) >= axes[0].stride:
+                raise InexactError("output sizes differ whatever the input size")
+        else:
+            outputs = [axis.output_size(size) for axis in axes]
+            if len(set(outputs)) > 1:
+                raise InexactError(f"output sizes {' beside '.join(map(str, outputs))} from input size {size}")
 
 
 def _common_reads(left: Geometry, right: Geometry) -> tuple[int, int, int]:
@@ -249,6 +266,7 @@ def concatenate_geometry(parts: tuple[Geometry, ...], sizes: tuple[int | None, .
         raise InexactError("a transposed convolution beside another in a concatenation")
     if any(tuple(a.stride for a in p.axes) != tuple(a.stride for a in first.axes) for p in parts):
         raise InexactError("different strides side by side")
+    _check_output_sizes(parts, sizes)
     mode = _common_padding_mode(parts, sizes)
     axes = tuple(_union(tuple(p.axes[i] for p in parts)) for i in range(len(first.axes)))
     reads = min(p.reads for p in parts)

@@ -81,8 +81,12 @@ def widen(inner: ConvMap, reads: int, width: int) -> ConvMap:
     geometry = inner.geometry
     if (geometry.reads, geometry.in_channels) == (reads, width):
         return inner
-    dense = regroup(inner, 1)
     before = geometry.reads - reads
+    if before < 0 or before + geometry.in_channels > width:
+        # A slice of no channels would take a one-channel kernel without a word, and the map would be zero.
+        read = f"[{geometry.reads}, {geometry.reads + geometry.in_channels})"
+        raise ValueError(f"channels [{reads}, {reads + width}) must hold {read}, which the map reads")
+    dense = regroup(inner, 1)
     weight = inner.weight.new_zeros(geometry.out_channels, width, *inner.weight.shape[2:])
     weight[:, before : before + geometry.in_channels] = dense.weight
     return ConvMap(weight, inner.bias, replace(dense.geometry, reads=reads, in_channels=width))

@@ -165,14 +165,14 @@ _MATRIX_PRODUCTS = {aten.mm.default, aten.bmm.default, aten.matmul.default, aten
 
 def _other_macs(node: fx.Node) -> int:
     """Return the multiply-accumulates of a matrix product or a convolution that is no constant map, of one sample."""
-    if "shape" not in node.meta or not node.meta["shape"]:
-        return 0
-    sources = [a for a in node.args if isinstance(a, fx.Node) and "shape" in a.meta]
-    if node.target in _MATRIX_PRODUCTS and len(sources) >= 2 and sources[-1].meta["shape"]:
-        left = sources[-2].meta["shape"]
-        return prod(node.meta["shape"]) * left[-1] // node.meta["shape"][0] if left else 0
+    sources: list[tuple[int, ...]] = [
+        a.meta["shape"] for a in node.args if isinstance(a, fx.Node) and "shape" in a.meta
+    ]
+    values = prod(node.meta.get("shape", (0, 0))[1:])
+    if node.target in _MATRIX_PRODUCTS and len(sources) >= 2 and sources[-2]:
+        return values * sources[-2][-1]
     if is_convolution(node) and len(sources) >= 2:
-        return prod(node.meta["shape"][1:]) * prod(sources[1].meta["shape"][1:])
+        return values * prod(sources[1][1:])
     return 0
 
 

@@ -51,7 +51,7 @@ def certify(fusion: Fusion, constants: Constants, seed: int = 0) -> Certificate:
     certificate = Certificate(max(errors), len(shapes))
     if not certificate.is_proof:
         raise UnprovenError(
-            f"block {fusion.block.name}: one operator differs from its branches by {certificate.error:.1e} of their scale",
+            f"block {fusion.block.name}: one operator differs from its branches by {certificate.error:.1e} of scale",
             needed=f"at most {LIMIT:.0e}",
             hint="Nothing was written. Please report this model.",
         )
@@ -126,36 +126,37 @@ def _run(
 def run_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:
     """Return ``sum |w||x| + |b|`` of a node: its operator with absolute constants, and sums for differences."""
 
-    def absolute(source: fx.Node) -> Any:
-        value = fetch(source)
-        return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
+    def absolute(value: Any) -> Any:
+        found = fetch(value) if isinstance(value, fx.Node) else value
+        return found.abs() if isinstance(found, Tensor) and found.is_floating_point() else found
 
-    target = node.target
-    if target is aten.batch_norm.default:
-        return _norm_magnitude(node, fetch)
-    if target in (aten.sub.Tensor, aten.rsub.Tensor):
-        return absolute(node.args[0]) + absolute(node.args[1]) if _two_tensors(node) else run_node(node, absolute).abs()  # type: ignore[arg-type]
-    if target is aten.neg.default:
-        return absolute(node.args[0])  # type: ignore[arg-type]
+    operands: tuple[Any, ...] = tuple(node.args)
+    if node.target is aten.batch_norm.default:
+        return _norm_magnitude(operands, absolute, fetch)
+    if node.target in _DIFFERENCES:
+        return absolute(operands[0]) + abs(absolute(operands[1]))
+    if node.target is aten.neg.default:
+        return absolute(operands[0])
     value = run_node(node, absolute)
     return value.abs() if isinstance(value, Tensor) else value
 
 
-def _two_tensors(node: fx.Node) -> bool:
-    return all(isinstance(arg, fx.Node) for arg in node.args[:2])
+_DIFFERENCES = {aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Tensor, aten.rsub.Scalar}
 
 
-def _norm_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Tensor:
-    x, gamma, beta, mean, var, _, _, eps = node.args[:8]
-    scale = torch.rsqrt(fetch(var) + eps)  # type: ignore[arg-type,operator]
+def _norm_magnitude(
+    operands: tuple[Any, ...], absolute: Callable[[Any], Any], fetch: Callable[[fx.Node], Any]
+) -> Tensor:
+    x, gamma, beta, mean, var, _, _, eps = operands[:8]
+    scale = torch.rsqrt(fetch(var) + eps)
     if gamma is not None:
-        scale = scale * fetch(gamma).abs()  # type: ignore[arg-type]
-    shift = (fetch(mean) * scale).abs()  # type: ignore[arg-type]
+        scale = scale * absolute(gamma)
+    shift = absolute(mean) * scale
     if beta is not None:
-        shift = shift + fetch(beta).abs()  # type: ignore[arg-type]
-    value = fetch(x).abs()  # type: ignore[arg-type]
+        shift = shift + absolute(beta)
+    value: Tensor = absolute(x)
     column = (-1, *(1,) * (value.ndim - 2))
-    return value * scale.reshape(column) + shift.reshape(column)  # type: ignore[no-any-return]
+    return value * scale.reshape(column) + shift.reshape(column)
 
 
 def _as_callable(fusion: Fusion) -> Callable[[Tensor], Tensor]:

@@ -200,8 +200,12 @@ def _input_info(node: fx.Node) -> InputInfo:
 def _sizes(value: Tensor) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """Return (sizes at the example, which are free) of a fake tensor."""
     free = tuple(isinstance(size, torch.SymInt) for size in value.shape)
-    sizes = tuple(int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)
+    sizes = tuple(_hint(size) for size in value.shape)
     return sizes, free
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return int(str(size.node.hint)) if isinstance(size, torch.SymInt) else size
 
 
 class _Copier:
@@ -265,13 +269,13 @@ class _Copier:
             copy.meta["dtype"] = value.dtype
         elif isinstance(value, (torch.SymInt, int)) and not isinstance(value, bool):
             copy.meta["is_size"] = True
-            copy.meta["size"] = int(value.node.hint) if isinstance(value, torch.SymInt) else value
+            copy.meta["size"] = _hint(value)
 
 
 def _is_whole(node: fx.Node, window: tuple[Any, ...]) -> bool:
     """Whether a slice window (dim, start, end, step) takes everything."""
-    dim, start, end, step = (*window, *(0, 0, None, 1)[len(window) :])
-    del dim
+    defaults = (0, 0, None, 1)
+    start, end, step = (window[i] if i < len(window) else defaults[i] for i in (1, 2, 3))
     return start in (0, None) and step == 1 and (end is None or (isinstance(end, int) and end >= 2**31))
 
 

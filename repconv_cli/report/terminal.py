@@ -94,7 +94,7 @@ class Report:
             for refusal in refusals:
                 yield Text(f"  {plain(refusal.name)}: {plain(refusal.reason)}")
             return
-        first = {}
+        first: dict[str, str] = {}
         for refusal in refusals:
             first.setdefault(refusal.reason, refusal.name)
         counts = Counter(refusal.reason for refusal in refusals)

@@ -1,0 +1,130 @@
+"""Operators on each value by itself: norms, sums, scales, copies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repconv_cli.algebra import batch_norm_scale_and_shift
+from repconv_cli.errors import InexactError
+from repconv_cli.graph.rules.registry import Call, Step, aten, rule
+from repconv_cli.graph.terms import Anchor, Term, add_terms, scale_term
+
+
+@rule(aten.batch_norm.default)
+def batch_norm(call: Call) -> Step | None:
+    """A batch norm in eval mode is one scale and shift per channel, ``scale = gamma / sqrt(var + eps)``."""
+    x = call.variable(call.operand(0))
+    values = tuple(call.operand(index) for index in range(1, 5))
+    if x is None:
+        return None
+    if call.operand(5) or values[2] is None or values[3] is None:
+        raise InexactError("batch norm over the batch's own statistics, not running ones: not a constant map")
+    if not all(value is None or call.is_constant(value) for value in values):
+        return None
+    eps = float(call.operand(7))
+
+    def combine(terms: tuple[Term, ...], anchor: Anchor) -> Term:
+        gamma, beta, mean, var = (None if value is None else call.tensor(value) for value in values)
+        assert mean is not None
+        assert var is not None
+        scale, shift = batch_norm_scale_and_shift(gamma, beta, mean, var, eps)
+        return scale_term(terms[0], scale, shift, 1, anchor)
+
+    return Step((x,), combine)
+
+
+@rule(aten.add.Tensor, aten.add.Scalar)
+def add(call: Call) -> Step | None:
+    """A sum of two branches merges them; with a constant it shifts."""
+    return _signed_sum(call, call.operand(0), call.operand(1), 1)
+
+
+@rule(aten.sub.Tensor, aten.sub.Scalar)
+def subtract(call: Call) -> Step | None:
+    """A difference of two branches merges them; with a constant it shifts."""
+    return _signed_sum(call, call.operand(0), call.operand(1), -1)
+
+
+@rule(aten.rsub.Tensor, aten.rsub.Scalar)
+def subtract_from(call: Call) -> Step | None:
+    """``rsub(a, b)`` is ``b - a``."""
+    return _signed_sum(call, call.operand(1), call.operand(0), -1)
+
+
+def _signed_sum(call: Call, left: Any, right: Any, sign: int) -> Step | None:
+    a, b = call.variable(left), call.variable(right)
+    if call.operand(2, "alpha", 1) != 1:
+        return None
+    if a is not None and b is not None:
+        if not a.meta["shape"] == b.meta["shape"] == call.node.meta["shape"]:
+            return None
+        return Step((a, b), lambda terms, anchor: add_terms(terms[0], terms[1], sign, anchor))
+    variable, constant = (a, right) if a is not None else (b, left)
+    split = _per_channel(call, constant)
+    if variable is None or split is None or variable.meta["shape"] != call.node.meta["shape"]:
+        return None
+    axis, value = split
+    scale, shift = (1.0, sign * value) if a is not None else (float(sign), value)
+    return Step((variable,), lambda terms, anchor: scale_term(terms[0], scale, shift, axis, anchor))
+
+
+@rule(aten.mul.Tensor, aten.mul.Scalar)
+def multiply(call: Call) -> Step | None:
+    """A product with one constant per channel scales."""
+    left, right = call.operand(0), call.operand(1)
+    return _scaled(call, left, right) if call.variable(left) is not None else _scaled(call, right, left)
+
+
+@rule(aten.div.Tensor, aten.div.Scalar)
+def divide(call: Call) -> Step | None:
+    """A quotient by one constant per channel scales."""
+    return _scaled(call, call.operand(0), call.operand(1), is_quotient=True)
+
+
+def _scaled(call: Call, variable: Any, constant: Any, *, is_quotient: bool = False) -> Step | None:
+    x = call.variable(variable)
+    split = _per_channel(call, constant)
+    if x is None or split is None or x.meta["shape"] != call.node.meta["shape"]:
+        return None
+    axis, value = split
+    if is_quotient and not bool(torch.as_tensor(value).all()):
+        return None
+    factor = 1.0 / value if is_quotient else value
+    return Step((x,), lambda terms, anchor: scale_term(terms[0], factor, 0.0, axis, anchor))
+
+
+def _per_channel(call: Call, operand: Any) -> tuple[int | None, Tensor | float] | None:
+    """Return (channel axis, value) of a constant that varies along one axis at most, None if it is no such constant."""
+    value = call.number_or_tensor(operand)
+    if value is None or isinstance(value, float):
+        return None if value is None else (None, value)
+    ndim = call.ndim
+    full = value.reshape((1,) * (ndim - value.ndim) + tuple(value.shape))
+    varying = [i for i, size in enumerate(full.shape) if size > 1 and bool((full != full.narrow(i, 0, 1)).any())]
+    if not varying:
+        return None, float(full.flatten()[0])
+    axis = varying[0]
+    if len(varying) > 1 or axis not in (1, ndim - 1) or full.dtype != torch.float64:
+        return None
+    return axis, full[tuple(slice(None) if i == axis else 0 for i in range(ndim))].clone()
+
+
+@rule(aten.neg.default)
+def negate(call: Call) -> Step | None:
+    """A negation scales by -1."""
+    x = call.variable(call.operand(0))
+    return None if x is None else Step((x,), lambda terms, anchor: scale_term(terms[0], -1.0, 0.0, None, anchor))
+
+
+@rule(aten.clone.default, aten.contiguous.default, aten._to_copy.default, aten.copy.default, aten.dropout.default)
+def same_values(call: Call) -> Step | None:
+    """A copy, or dropout in eval mode, changes nothing. (A cast does: ``describe`` compares dtypes.)"""
+    if call.node.target is aten.dropout.default and call.operand(2):
+        raise InexactError("dropout in training mode")
+    x = call.variable(call.operand(1 if call.node.target is aten.copy.default else 0))
+    if x is None or x.meta["shape"] != call.node.meta["shape"]:
+        return None
+    return Step((x,), lambda terms, _: terms[0])
