@@ -168,7 +168,8 @@ def _other_macs(node: fx.Node) -> int:
     sources: list[tuple[int, ...]] = [
         a.meta["shape"] for a in node.args if isinstance(a, fx.Node) and "shape" in a.meta
     ]
-    values = prod(node.meta.get("shape", (0, 0))[1:])
+    shape: tuple[int, ...] = node.meta.get("shape", (0, 0))
+    values = prod(shape[1:])
     if node.target in _MATRIX_PRODUCTS and len(sources) >= 2 and sources[-2]:
         return values * sources[-2][-1]
     if is_convolution(node) and len(sources) >= 2:

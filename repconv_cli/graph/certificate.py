@@ -156,7 +156,8 @@ def _norm_magnitude(
         shift = shift + absolute(beta)
     value: Tensor = absolute(x)
     column = (-1, *(1,) * (value.ndim - 2))
-    return value * scale.reshape(column) + shift.reshape(column)
+    magnitude: Tensor = value * scale.reshape(column) + shift.reshape(column)
+    return magnitude
 
 
 def _as_callable(fusion: Fusion) -> Callable[[Tensor], Tensor]:

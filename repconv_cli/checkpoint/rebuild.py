@@ -1,0 +1,184 @@
+"""Tensors and modules made from checked records. This is the only place where a class named in a file is looked up."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from repconv_cli.checkpoint.admitted import is_module_class
+from repconv_cli.checkpoint.quoting import quoted
+from repconv_cli.checkpoint.records import (
+    GlobalName,
+    InstanceRecord,
+    ParameterRecord,
+    StorageRecord,
+    TensorRecord,
+    TorchValue,
+)
+from repconv_cli.errors import DamagedFileError, InputError, UnsafeFileError
+
+DEEPEST = 200
+"""Levels of nesting; each level of modules takes three."""
+
+FillStorage = Callable[[StorageRecord, memoryview], None]
+"""Writes a storage's bytes into memory of exactly its size, or raises."""
+
+
+class Rebuilder:
+    """Makes each record once, so that what is shared in the file is shared in the result.
+
+    ``fill`` supplies the bytes of a storage: every byte of a tensor comes from there.
+    """
+
+    def __init__(self, fill: FillStorage, trusted: Sequence[str] = ()) -> None:
+        self._fill = fill
+        self._trusted = tuple(trusted)
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._made: dict[int, object] = {}
+        self._open: set[int] = set()
+        self._classes: dict[tuple[str, str], type[nn.Module]] = {}
+
+    def rebuild(self, record: object, depth: int = 0) -> object:
+        """Return the value that ``record`` describes.
+
+        Raises:
+            DamagedFileError: it contains itself, is nested too deeply, or its bytes are not in the file.
+            UnsafeFileError: a module has an attribute that hides one of its methods.
+            InputError: a class is not installed, or is not a class of modules.
+        """
+        if isinstance(record, (str, bytes, int, float)) or record is None:
+            return record
+        key = id(record)
+        if key in self._made:
+            return self._made[key]
+        if key in self._open:
+            raise DamagedFileError("its pickle holds an object that contains itself")
+        if depth > DEEPEST:
+            raise DamagedFileError(f"its pickle is nested more than {DEEPEST} levels deep")
+        self._open.add(key)
+        value = self._make(record, depth + 1)
+        self._open.discard(key)
+        self._made[key] = value
+        return value
+
+    def _make(self, record: object, depth: int) -> object:
+        if isinstance(record, TensorRecord):
+            return self._tensor(record).requires_grad_(record.requires_grad)
+        if isinstance(record, ParameterRecord):
+            return nn.Parameter(self._tensor(record.data), record.requires_grad)
+        if isinstance(record, InstanceRecord):
+            return self._module(record, depth)
+        if isinstance(record, TorchValue):
+            return _torch_value(record)
+        if isinstance(record, dict):
+            kind = OrderedDict if isinstance(record, OrderedDict) else dict
+            return kind((key, self.rebuild(value, depth)) for key, value in record.items())
+        if isinstance(record, (list, tuple)):
+            return type(record)([self.rebuild(item, depth) for item in record])
+        if isinstance(record, set):
+            return set(record)
+        raise DamagedFileError(f"its pickle ends in a {quoted(type(record).__name__)}, which is no value of a model")
+
+    def _tensor(self, record: TensorRecord) -> torch.Tensor:
+        storage = self._storages.get(id(record.storage))
+        if storage is None:
+            storage = self._storages[id(record.storage)] = self._read(record.storage)
+        empty = torch.empty(0, dtype=getattr(torch, record.dtype))
+        return empty.set_(storage, record.offset, record.size, record.stride)
+
+    def _read(self, record: StorageRecord) -> torch.UntypedStorage:
+        raw = torch.empty(record.nbytes, dtype=torch.uint8)
+        if record.nbytes:
+            self._fill(record, raw.numpy().data)
+        return raw.untyped_storage()
+
+    def _module(self, record: InstanceRecord, depth: int) -> nn.Module:
+        kind = self._class(record.kind)
+        assert record.state is not None
+        for name in record.state:
+            _require_no_method(kind, str(name))
+        state = {name: self.rebuild(value, depth) for name, value in record.state.items()}
+        made: nn.Module = kind.__new__(kind)
+        try:
+            # torch.nn's own classes fill in here what older versions did not save.
+            cast(Any, made).__setstate__(state)
+        except Exception as error:  # noqa: BLE001 - the state is not what this class saves
+            raise DamagedFileError(
+                f"the state of a {quoted(record.kind.path)} does not fit its class ({type(error).__name__})"
+            ) from None
+        return made
+
+    def _class(self, name: GlobalName) -> type[nn.Module]:
+        key = (name.module, name.name)
+        if key not in self._classes:
+            self._classes[key] = find_module_class(name, self._trusted)
+        return self._classes[key]
+
+
+def find_module_class(name: GlobalName, trusted: Sequence[str] = ()) -> type[nn.Module]:
+    """Return the class of modules that an admitted name stands for.
+
+    Modules of ``torch.nn`` are taken from what torch has imported already; only this package and packages that
+    the user trusts are imported.
+
+    Raises:
+        InputError: there is no such class here, or it is not a class of modules from where it claims to be.
+    """
+    found = getattr(_python_module(name.module), name.name, None)
+    # A package may re-export a class from elsewhere, which nobody vouched for.
+    if (
+        isinstance(found, type)
+        and issubclass(found, nn.Module)
+        and is_module_class(found.__module__, found.__name__, trusted)
+    ):
+        return found
+    raise InputError(
+        f"its pickle needs {quoted(name.path)}, which is not a module class of this installation",
+        hint="Install the version that saved it, or save model.state_dict() and give --arch file.py:callable.",
+    )
+
+
+def _python_module(name: str) -> ModuleType | None:
+    if name.startswith("torch."):
+        return sys.modules.get(name)
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def _require_no_method(kind: type[nn.Module], name: str) -> None:
+    on_class = inspect.getattr_static(kind, name, None)
+    if callable(on_class) or hasattr(type(on_class), "__get__"):
+        raise UnsafeFileError(
+            f"a {quoted(kind.__module__)}.{quoted(kind.__name__)} hides its own {quoted(name)}",
+            hint="Save model.state_dict() instead, and give --arch file.py:callable.",
+        )
+
+
+def _torch_value(record: TorchValue) -> object:
+    if record.kind == "dtype":
+        return getattr(torch, str(record.value))
+    if record.kind == "size":
+        assert isinstance(record.value, tuple)
+        return torch.Size(record.value)
+    if record.kind == "device":
+        return _device(str(record.value))
+    assert isinstance(record.value, tuple)
+    module, name = record.value
+    return getattr(sys.modules[module], name)
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except RuntimeError:
+        raise DamagedFileError(f"the device {quoted(text)} is not one that torch knows") from None

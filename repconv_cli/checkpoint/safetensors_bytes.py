@@ -1,0 +1,104 @@
+"""Tensors as the bytes of a safetensors file, the same bytes every time, and the check that they read back.
+
+The library's own writer is not used: with several metadata keys its output changes from run to run, and it cannot
+write to a file that is open already. Its reader, which shares no code with this, is the check.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from repconv_cli.checkpoint.quoting import quoted
+from repconv_cli.checkpoint.safetensors_file import DTYPES, ITEM_BYTES, MOST_HEADER_BYTES
+from repconv_cli.errors import OutputError
+
+_NAMES = {getattr(torch, name): short for short, name in DTYPES.items()}
+_ALIGNMENT = 8
+
+
+def chunks(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """Return the file piece by piece: the header, then each tensor, one copy in memory at a time.
+
+    Wide elements come first, then names in order, so that every tensor is aligned and the order is always the same.
+
+    Raises:
+        OutputError: there is no tensor, or one has a name or a type that the format cannot hold.
+    """
+    _check(tensors, metadata)
+    ordered = sorted(tensors, key=lambda name: (-ITEM_BYTES[_NAMES[tensors[name].dtype]], name))
+    yield _header(ordered, tensors, metadata)
+    for name in ordered:
+        if tensors[name].numel():
+            yield _bytes_of(tensors[name])
+
+
+def require_same(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Check that the safetensors library reads exactly ``tensors`` and ``metadata`` from ``path``.
+
+    Raises:
+        OutputError: it cannot, or anything differs by a bit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as opened:
+            same = set(opened.keys()) == set(tensors) and (opened.metadata() or {}) == dict(metadata)
+            wrong = [name for name in tensors if not _is_same(opened.get_tensor(name), tensors[name])] if same else []
+    except (SafetensorError, OSError, RuntimeError, ValueError):
+        raise OutputError("what was written cannot be read back", hint="Is the disk full or failing?") from None
+    if not same or wrong:
+        found = f"tensor {quoted(wrong[0])}" if wrong else "the table of tensors"
+        raise OutputError(f"{found} reads back differently from what was written", hint="Is the disk failing?")
+
+
+def _check(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    if not tensors:
+        raise OutputError("there are no tensors to write")
+    for name, tensor in tensors.items():
+        if not name or name == "__metadata__":
+            raise OutputError(f"a tensor cannot be called {quoted(name) or 'nothing'} in a safetensors file")
+        if tensor.is_meta or tensor.layout is not torch.strided or tensor.dtype not in _NAMES:
+            raise OutputError(f"tensor {quoted(name)} ({tensor.dtype}) cannot be stored in a safetensors file")
+    texts = (*tensors, *metadata, *metadata.values())
+    if not all(_is_text(text) for text in texts):
+        raise OutputError("a name or a note is not valid text", needed="text that UTF-8 can hold")
+
+
+def _header(ordered: list[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    table: dict[str, object] = {}
+    if metadata:
+        table["__metadata__"] = {key: metadata[key] for key in sorted(metadata)}
+    begin = 0
+    for name in ordered:
+        tensor = tensors[name]
+        end = begin + tensor.numel() * tensor.element_size()
+        table[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > MOST_HEADER_BYTES:
+        raise OutputError(f"the header would take {len(text)} bytes", needed=f"at most {MOST_HEADER_BYTES}")
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return memoryview(plain.view(torch.uint8).numpy().data)
+
+
+def _is_same(read_back: torch.Tensor, written: torch.Tensor) -> bool:
+    if read_back.shape != written.shape or read_back.dtype != written.dtype:
+        return False
+    return not written.numel() or _bytes_of(read_back) == _bytes_of(written)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

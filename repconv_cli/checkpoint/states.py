@@ -1,0 +1,50 @@
+"""Checks on the state that a pickled module is to be given, before any module is made."""
+
+from __future__ import annotations
+
+from repconv_cli.checkpoint.quoting import quoted
+from repconv_cli.checkpoint.records import InstanceRecord, ParameterRecord, TensorRecord
+from repconv_cli.errors import DamagedFileError, UnsafeFileError
+
+_HINT = "Save model.state_dict() instead, and give --arch file.py:callable."
+
+# Attributes of torch.nn.Module that decide what runs when the module is called.
+_CALLED = frozenset(["forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl", "_slow_forward", "_apply"])
+
+
+def check_state(instance: InstanceRecord) -> None:
+    """Check that a module's state holds sub-modules, parameters, buffers and plain attributes, and no code.
+
+    Whether an attribute hides a method of the class can only be told with the class at hand:
+    :func:`repconv_cli.checkpoint.rebuild.rebuild` checks that.
+
+    Raises:
+        UnsafeFileError: it holds hooks, or replaces what runs when the module is called.
+        DamagedFileError: it lacks what every module has, or has it with another type.
+    """
+    kind, state = quoted(instance.kind.path), instance.state
+    if state is None:
+        raise DamagedFileError(f"a {kind} is never given its state")
+    for key, value in state.items():
+        if not isinstance(key, str):
+            raise DamagedFileError(f"a {kind} has an attribute whose name is not text")
+        if "hook" in key and value and not (key == "_is_full_backward_hook" and value is True):
+            raise UnsafeFileError(f"a {kind} comes with hooks ({quoted(key)}), which are code", hint=_HINT)
+        if key in _CALLED or key.startswith("__"):
+            raise UnsafeFileError(f"a {kind} replaces its own {quoted(key)}", hint=_HINT)
+    _check_table(kind, state, "_modules", (InstanceRecord,))
+    _check_table(kind, state, "_parameters", (ParameterRecord, TensorRecord))
+    _check_table(kind, state, "_buffers", (ParameterRecord, TensorRecord))
+    if not isinstance(state.get("training", True), bool):
+        raise DamagedFileError(f"a {kind} has a training flag that is neither true nor false")
+
+
+def _check_table(kind: str, state: dict[object, object], table: str, allowed: tuple[type, ...]) -> None:
+    entries = state.get(table)
+    if not isinstance(entries, dict):
+        raise DamagedFileError(f"a {kind} has no table of {table[1:]}, so it is not a module")
+    for name, value in entries.items():
+        if not isinstance(name, str) or not name or "." in name:
+            raise DamagedFileError(f"a {kind} has an entry with an unusable name in its {table[1:]}: {quoted(name)}")
+        if value is not None and not isinstance(value, allowed):
+            raise DamagedFileError(f"{quoted(name)} in the {table[1:]} of a {kind} is of another type")

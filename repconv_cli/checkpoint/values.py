@@ -1,0 +1,55 @@
+"""Checks on tensors once they are read: of a kind that can be fused, finite, and not more than the file has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from repconv_cli.checkpoint.quoting import quoted
+from repconv_cli.errors import DamagedFileError, InputError
+
+
+def check_module(module: nn.Module) -> None:
+    """Check every parameter and buffer of a module.
+
+    Raises:
+        InputError: one is not an ordinary dense tensor, or holds NaN or infinity.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        _check_tensor(name, tensor.detach())
+
+
+def check_values(tensors: Mapping[str, torch.Tensor], file_bytes: int) -> None:
+    """Check tensors by name, read from a file of ``file_bytes`` bytes.
+
+    Raises:
+        InputError: one is not an ordinary dense tensor, or holds NaN or infinity.
+        DamagedFileError: together, they show many times more bytes than the file has.
+    """
+    shown = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    # Tied weights show the same bytes a few times.
+    allowed = (64 << 20) + 16 * file_bytes
+    if shown > allowed:
+        raise DamagedFileError(f"its tensors show {shown} bytes in a file of {file_bytes}", needed=f"at most {allowed}")
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor)
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    shown = quoted(name)
+    if tensor.is_meta:
+        raise InputError(f"tensor {shown} is on the meta device and has no values")
+    if tensor.is_quantized or tensor.layout is not torch.strided:
+        raise InputError(f"tensor {shown} is quantized or sparse", needed="ordinary dense tensors of numbers")
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        return
+    # float8 has no isfinite of its own.
+    values = tensor if tensor.element_size() > 1 else tensor.to(torch.float32)
+    bad = values.numel() - int(torch.isfinite(values).sum())
+    if bad:
+        raise InputError(
+            f"tensor {shown} holds {bad} values of {values.numel()} that are NaN or infinite",
+            hint="The weights were damaged in training; take an earlier checkpoint.",
+        )
