@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := sample_checkpoints/repvgg_digits.pt
 
-.PHONY: demo test check samples clean
+.PHONY: demo test check samples readme clean
 
 demo: $(VENV)/.installed
 	@mkdir -p demo
@@ -40,3 +40,6 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 
 clean:
 	rm -rf $(VENV) demo
+
+readme: $(VENV)/.installed
+	$(BIN)/python benchmarks/readme.py
