@@ -99,7 +99,7 @@ def _open_file(found: Source, options: Options) -> Opened:
         module = found.module
     elif found.program is not None:
         holder, program_notes = module_of(found.program)
-        module, program = holder, holder.program
+        module, program = holder, holder.held_program
         notes += program_notes
     elif options.arch is None and "repconv.graph" in found.metadata:
         program = _program_in(found)

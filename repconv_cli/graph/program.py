@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,16 +167,19 @@ class ProgramModule(nn.Module):
         for name, buffer in list(root._buffers.items()):
             self.register_buffer(name, buffer)
         # The generated function reads tensors from `self`, so it is bound to this module, not to a copy of it.
-        object.__setattr__(self, "_run", type(compiled).forward)
-        self.program = program
+        object.__setattr__(self, "_repconv_run", type(compiled).forward)
+        # Kept out of the module's attributes, whose names belong to the model.
+        object.__setattr__(self, "_repconv_program", program)
+
+    @property
+    def held_program(self) -> Program:
+        """The program that this module runs."""
+        program: Program = self.__dict__["_repconv_program"]
+        return program
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs, nested as the original model nests them."""
-        leaves = self.program.arguments.flatten(args) + self.program.keywords.flatten(kwargs)
-        results = self._run(self, *leaves)  # type: ignore[operator]
-        return self.program.outputs.unflatten(iter(results))
-
-
-def is_safe_name(name: str) -> bool:
-    """Whether ``name`` may become a variable of generated code."""
-    return name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+        program = self.held_program
+        leaves = program.arguments.flatten(args) + program.keywords.flatten(kwargs)
+        results = self.__dict__["_repconv_run"](self, *leaves)
+        return program.outputs.unflatten(iter(results))

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from repconv_cli.errors import InputError
 from repconv_cli.graph.operators import find_operator, operator_name
-from repconv_cli.graph.program import InputInfo, Program, Structure, is_safe_name
+from repconv_cli.graph.program import InputInfo, Program, Structure
 
 GRAPH_VERSION = 1
 MAX_NODES = 100_000
@@ -184,13 +184,12 @@ def from_json(text: str, tensors: dict[str, Tensor]) -> Program:
 def _build(spec: GraphSpec, tensors: dict[str, Tensor]) -> tuple[fx.Graph, list[Any]]:
     graph = fx.Graph()
     built: list[fx.Node] = []
-    names = iter(entry.name for entry in spec.inputs)
-    for position, node in enumerate(spec.nodes):
+    taken = 0
+    for node in spec.nodes:
         if node.op == "input":
-            name = next(names, None)
-            if name is None or not is_safe_name(name):
-                raise InputError(f"its graph's node {position} is an input without a usable name")
-            built.append(graph.placeholder(name))
+            # A name from a file never becomes a name in generated code.
+            built.append(graph.placeholder(f"input_{taken}"))
+            taken += 1
         elif node.op == "tensor":
             if node.key not in tensors:
                 raise InputError(f"its graph reads the tensor {node.key[:80]!r}, which the file does not hold")
@@ -201,8 +200,8 @@ def _build(spec: GraphSpec, tensors: dict[str, Tensor]) -> tuple[fx.Graph, list[
             kwargs = {name: _decode(arg, built) for name, arg in node.kwargs.items()}
             check_call(target, args, kwargs)
             built.append(graph.call_function(target, args, kwargs))
-    if next(names, None) is not None:
-        raise InputError("its graph lists an input that no node takes")
+    if taken != len(spec.inputs):
+        raise InputError(f"its graph has {taken} input nodes and lists {len(spec.inputs)} inputs")
     return graph, [_decode(result, built) for result in spec.results]
 
 

@@ -1,4 +1,4 @@
-"""Identical neighbours as one row: ``stages.2.1–13``."""
+"""Identical neighbours as one row: ``stages.2.1…13``."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def _name(row: list[BlockFacts]) -> str:
     place = _differing_place(row[0].name, row[1].name)
     parts = row[0].name.split(".")
     assert place is not None
-    parts[place] = f"{parts[place]}–{row[-1].name.split('.')[place]}"
+    parts[place] = f"{parts[place]}…{row[-1].name.split('.')[place]}"
     return ".".join(parts)
