@@ -84,9 +84,12 @@ def _combine(
         if any(anchor not in other for other in others) or anchor.meta["dtype"] != node.meta["dtype"]:
             continue
         try:
-            terms[anchor] = step.combine(tuple(available[source][anchor] for source in step.inputs), Anchor.of(anchor))
+            term = step.combine(tuple(available[source][anchor] for source in step.inputs), Anchor.of(anchor))
         except InexactError as reason:
             analysis.reasons.setdefault(node, []).append(reason.found)
+            continue
+        if term.convolutions or not step.fixes_layout:
+            terms[anchor] = term
     return terms
 
 
