@@ -21,7 +21,11 @@ WIDTH = "100"
 def shown(command: str) -> str:
     """Return ``command`` and what it prints on stdout, as a fenced block."""
     words = shlex.split(command)
-    environment = {**os.environ, "COLUMNS": WIDTH, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "COLUMNS": WIDTH,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if result.returncode not in (0, 2):
         raise SystemExit(f"{command}: exit {result.returncode}\n{result.stderr}")

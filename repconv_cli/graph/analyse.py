@@ -67,7 +67,8 @@ def analyse(program: Program) -> Analysis:
             continue
         analysis.steps[node] = step
         terms = _combine(node, step, available, analysis)
-        analysis.candidates[node] = {a: _candidate(a, term) for a, term in terms.items()}
+        candidates = ((a, _candidate(a, term)) for a, term in terms.items())
+        analysis.candidates[node] = {a: candidate for a, candidate in candidates if candidate is not None}
         available[node] |= terms
     return analysis
 
@@ -93,20 +94,22 @@ def _combine(
     return terms
 
 
-def _candidate(anchor: fx.Node, term: Term) -> Candidate:
+def _candidate(anchor: fx.Node, term: Term) -> Candidate | None:
+    """Return ``term`` with its cost; None for pads and pools alone, which no convolution should replace."""
     at = Anchor.of(anchor)
-    return Candidate(at, term, _cost_of_term(term, at))
+    cost = _cost_of_term(term, at)
+    return None if cost is None else Candidate(at, term, cost)
 
 
-def _cost_of_term(term: Term, anchor: Anchor) -> Cost:
+def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
     """Return what one operator (two with explicit padding, none for the anchor itself) would cost."""
     if term.is_identity():
         return Cost()
     if term.axis is None or term.geometry is None:
         return Cost(0, 1)
     geometry = takeable_geometry(term, anchor)
-    if not term.convolutions and geometry.is_diagonal():
-        return Cost(0, 1)
+    if not term.convolutions:
+        return Cost(0, 1) if geometry.is_diagonal() else None
     macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
     return Cost(macs, 1 if pads_itself(term, anchor) else 2)
 
@@ -154,7 +157,7 @@ def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:
     if not is_computation(node):
         return Cost()
     step = steps.get(node)
-    if step is not None and step.leaf is not None and step.leaf.is_convolution:
+    if step is not None and step.leaf is not None and step.leaf.is_layer:
         source = Anchor.of(step.inputs[0])
         axes = step.leaf.geometry.axes
         sizes = source.shape[2:] if axes else ()

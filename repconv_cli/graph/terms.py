@@ -88,8 +88,8 @@ class Anchor:
 class Term:
     """``factor * x + offset`` before a channel axis is known (``axis`` None), else ``recipe`` applied plus ``offset``.
 
-    ``offset`` is ``()``, ``(O,)``, or a field ``(O, *spatial)``, float64. ``convolutions`` counts the convolution,
-    linear and pooling layers inside.
+    ``offset`` is ``()``, ``(O,)``, or a field ``(O, *spatial)``, float64. ``convolutions`` counts the convolution
+    and linear layers inside.
     """
 
     axis: int | None = None
@@ -106,13 +106,17 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """One operator as a map: geometry now, weight when asked; ``pad_value`` is what its padding reads."""
+    """One operator as a map: geometry now, weight when asked; ``pad_value`` is what its padding reads.
+
+    ``has_kernel`` is false for a pad or a crop, ``is_layer`` true for what has weights of its own.
+    """
 
     geometry: Geometry
     make: Callable[[], ConvMap]
     bias: Tensor | None = None
     pad_value: float = 0.0
-    is_convolution: bool = True
+    has_kernel: bool = True
+    is_layer: bool = True
 
 
 def lift(term: Term, axis: int, anchor: Anchor) -> Term:
@@ -161,7 +165,7 @@ def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
         combined,
         Recipe(lambda maps: compose(make(), maps[0], sizes), (recipe,)),
         offset=offset,
-        convolutions=inner.convolutions + leaf.is_convolution,
+        convolutions=inner.convolutions + leaf.is_layer,
     )
 
 
@@ -170,7 +174,7 @@ def _offset_through(leaf: Leaf, inner: Term, anchor: Anchor) -> Tensor:
     own = leaf.bias if leaf.bias is not None else torch.zeros((), dtype=torch.float64)
     zeros_read = leaf.geometry.padding_mode == "zeros" and leaf.geometry.reads_outside(_middle_sizes(inner, anchor))
     agrees = not _is_field(inner) and bool((inner.offset == leaf.pad_value).all())
-    if not leaf.is_convolution:
+    if not leaf.has_kernel:
         # A pad or a crop moves the constant unchanged; padding with another value leaves a field.
         if not _is_field(inner) and (agrees or not zeros_read):
             return inner.offset

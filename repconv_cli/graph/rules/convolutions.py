@@ -108,7 +108,7 @@ def average_pool(call: Call) -> Step | None:
     _check_pool(call, x, axes)
     channels, divisor = x.meta["shape"][1], call.operand(6, "divisor_override")
     geometry = Geometry(channels, channels, channels, axes)
-    leaf = Leaf(geometry, lambda: average_pool_map(channels, axes, divisor))
+    leaf = Leaf(geometry, lambda: average_pool_map(channels, axes, divisor), is_layer=False)
     return leaf_step(x, leaf, 1, f"average {kernel_name(kernel)}")
 
 

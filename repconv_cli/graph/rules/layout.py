@@ -51,7 +51,7 @@ def _shift_step(x: fx.Node, axes: tuple[Axis, ...], mode: str = "zeros", value: 
         ones = torch.ones(geometry.weight_shape, dtype=torch.float64)
         return ConvMap(ones, torch.zeros(channels, dtype=torch.float64), geometry)
 
-    return leaf_step(x, Leaf(geometry, make, None, value, is_convolution=False), 1, "")
+    return leaf_step(x, Leaf(geometry, make, None, value, has_kernel=False, is_layer=False), 1, "")
 
 
 @rule(aten.cat.default)
