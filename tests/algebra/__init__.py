@@ -1,0 +1,1 @@
+"""Laws of the algebra, with torch as the oracle."""
