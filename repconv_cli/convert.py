@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from repconv_cli import __version__
 from repconv_cli.checkpoint import Source, check_output, read, write_safetensors
 from repconv_cli.checkpoint.architectures import load_weights, make_architecture
-from repconv_cli.diagnosis import first_difference, looks_like
-from repconv_cli.errors import InputError, RepconvError
+from repconv_cli.checkpoint.values import check_module
+from repconv_cli.diagnosis import first_block_off, first_difference, looks_like
+from repconv_cli.errors import InputError, RepconvError, TraceError
 from repconv_cli.exported import module_of
 from repconv_cli.facts import block_facts, input_facts, refusal_facts, totals
 from repconv_cli.graph.fuse import Fused, fuse_program
@@ -26,7 +28,7 @@ from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.graph.trace import trace
 from repconv_cli.results import OutputFacts, Result, SourceFacts, Verification
-from repconv_cli.verify import Limits, compare, random_inputs
+from repconv_cli.verdict import Limits, compare, grown_inputs, random_inputs
 
 FORMAT_VERSION = "1"
 DEFAULT_LIMITS = Limits()
@@ -80,6 +82,7 @@ class _Clock:
 def open_source(source: str | Path | nn.Module, options: Options) -> Opened:
     """Return ``source`` as a module: itself, or what the file holds, or the architecture with the file's weights."""
     if isinstance(source, nn.Module):
+        check_module(source)
         notes = (_TRAINING_NOTE.format("given"),) if source.training else ()
         facts = SourceFacts(type(source).__name__, "module", None, None, *_tensor_facts(source), source.training, notes)
         return Opened(source, facts)
@@ -173,7 +176,11 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
     else:
         example = Example.positional(options.input or (guess_shape(opened.module, dtype),), dtype)
     args, kwargs = example.tensors()
-    program = trace(opened.module, args, kwargs, may_vary=may_vary)
+    try:
+        program = trace(opened.module, args, kwargs, may_vary=may_vary)
+    except TraceError as error:
+        shapes = ", ".join("×".join(map(str, info.example)) for info in example.infos)
+        raise error.at(f"{opened.facts.name} with input {shapes}") from error
     return program, held is None and not options.input
 
 
@@ -287,7 +294,7 @@ def _fuse_result(
 
 
 def _fuse(program: Program, options: Options, progress: Progress | None) -> Fused:
-    inputs = random_inputs(program, 1, options.seed)
+    inputs = chain(random_inputs(program, 1, options.seed), grown_inputs(program, options.seed))
     return fuse_program(program, inputs, only=options.blocks, seed=options.seed, progress=progress)
 
 
@@ -413,7 +420,12 @@ def _check_tensors(verification: Verification, program: Program, stored: Program
         return replace(verification, not_checked=(*verification.not_checked, reason))
     difference = first_difference(fused, final, stored)
     if difference is None:
-        return replace(verification, tensors_checked=len(stored.tensors))
+        found = replace(verification, tensors_checked=len(stored.tensors))
+        if found.passed:
+            return found
+        block = first_block_off(fused, final, stored, next(random_inputs(program, 1, options.seed)))
+        looks = None if block is None else f"{block} has the right weights, and is not computed as it should be"
+        return replace(found, first_bad_block=block, looks_like=looks)
     return replace(
         verification,
         verdict="fail",

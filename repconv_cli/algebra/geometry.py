@@ -219,43 +219,6 @@ def _numbers(geometry: Geometry) -> str:
     return "×".join(str(axis.stride) for axis in geometry.axes)
 
 
-def compose_geometry(outer: Geometry, inner: Geometry, sizes: tuple[int | None, ...]) -> Geometry:
-    """Return the geometry of the linear part of ``outer(inner(x))`` for spatial input ``sizes``.
-
-    ``None`` stands for a size that stays free. Raises :class:`InexactError` with the reason where no
-    single convolution reads the same values: see :mod:`repconv_cli.algebra.border`.
-    """
-    from repconv_cli.algebra.border import composed_padding_mode
-
-    if outer.in_channels != inner.out_channels:
-        raise ValueError(f"outer reads {outer.in_channels} channels, inner gives {inner.out_channels}")
-    if outer.transposed or inner.transposed:
-        return _compose_transposed(outer, inner)
-    mode = composed_padding_mode(outer, inner, sizes)
-    axes = tuple(_compose_axis(o, i) for o, i in zip(outer.axes, inner.axes, strict=True))
-    return Geometry(outer.out_channels, inner.in_channels, gcd(outer.groups, inner.groups), axes, mode, inner.reads)
-
-
-def _compose_axis(outer: Axis, inner: Axis) -> Axis:
-    """Taps add up: ``first_i + stride_i * first_o``; so do the slacks, which fix the output size for any input."""
-    first = inner.first + inner.stride * outer.first
-    last = inner.last + inner.stride * outer.last
-    steps = [
-        axis_step
-        for axis_step, taps in ((inner.dilation, inner.kernel), (inner.stride * outer.dilation, outer.kernel))
-        if taps > 1
-    ]
-    step = reduce(gcd, steps, 0) or 1
-    slack = inner.slack + inner.stride * outer.slack
-    return Axis((last - first) // step + 1, inner.stride * outer.stride, step, -first, slack + last)
-
-
-def _compose_transposed(outer: Geometry, inner: Geometry) -> Geometry:
-    if not inner.transposed or not outer.is_pointwise():
-        raise InexactError("a transposed convolution with stride over 1 takes norms, scales and 1x1s after it only")
-    return replace(inner, out_channels=outer.out_channels, groups=gcd(outer.groups, inner.groups))
-
-
 def concatenate_geometry(parts: tuple[Geometry, ...], sizes: tuple[int | None, ...]) -> Geometry:
     """Return the geometry of the outputs of ``parts``, all on one anchor, side by side.
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from repconv_cli.algebra.border import compose_geometry
 from repconv_cli.algebra.convmap import ConvMap
 from repconv_cli.algebra.geometry import (
     Axis,
     Geometry,
-    compose_geometry,
     concatenate_geometry,
     merge_geometry,
     regroup_geometry,
@@ -137,6 +137,8 @@ def compose(outer: ConvMap, inner: ConvMap, sizes: Sizes | None = None) -> ConvM
 
 
 def _reads_zeros_beyond(outer: Geometry, inner: Geometry, sizes: Sizes) -> bool:
+    if outer.transposed:
+        return True  # its windows at the border sum fewer values, as over zeros
     if outer.padding_mode != "zeros" or inner.transposed:
         return False
     middle = tuple(

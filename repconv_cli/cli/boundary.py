@@ -18,7 +18,7 @@ from repconv_cli.report.terminal import Report, plain
 from repconv_cli.results import Result
 
 # A pipe has no width: names must not be cut there.
-_PIPE_WIDTH = 200
+_PIPE_WIDTH = 100_000
 
 
 def run_command(

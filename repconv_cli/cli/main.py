@@ -14,7 +14,6 @@ from repconv_cli.cli.verify import verify
 
 app = typer.Typer(
     name="repconv",
-    help="Fuse the branches of re-parameterizable networks into single convolutions, proven equal.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

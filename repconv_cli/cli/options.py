@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from repconv_cli.errors import InputError
+
 if TYPE_CHECKING:
     from repconv_cli.convert import Options
 
@@ -44,6 +46,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Return the shape written as ``1,3,224,224``.
+
+    >>> parse_shape("1,3,224,224")
+    (1, 3, 224, 224)
+    """
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or any(size < 1 for size in shape):
+        raise InputError(f"--input {text[:60]!r}", needed="positive numbers with commas, such as 1,3,224,224")
+    return shape
+
+
 def make_options(
     *,
     arch: str | None,
@@ -60,8 +77,7 @@ def make_options(
 ) -> Options:
     """Return the options of the use cases; this imports torch."""
     from repconv_cli.convert import Options
-    from repconv_cli.graph.inputs import parse_shape
-    from repconv_cli.verify import Limits
+    from repconv_cli.verdict import Limits
 
     return Options(
         arch=arch,

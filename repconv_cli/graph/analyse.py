@@ -7,6 +7,7 @@ from math import prod
 
 from torch import fx
 
+from repconv_cli.algebra import Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants
 from repconv_cli.graph.program import Program, is_computation
@@ -110,8 +111,22 @@ def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
     geometry = takeable_geometry(term, anchor)
     if not term.convolutions:
         return Cost(0, 1) if geometry.is_diagonal() else None
+    if not _can_be_padded(geometry, anchor.sizes(term.axis)):
+        return None
     macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
     return Cost(macs, 1 if pads_itself(term, anchor) else 2)
+
+
+def _can_be_padded(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
+    """Whether torch's pad operator can do it: in a mode other than zeros it crops nothing, and wraps around once."""
+    if geometry.transposed or geometry.padding_mode == "zeros" or not geometry.reads_outside(sizes):
+        return True
+    most = {"reflect": -1, "circular": 0}.get(geometry.padding_mode)
+    for axis, size in zip(geometry.axes, sizes, strict=True):
+        is_too_wide = most is not None and size is not None and max(axis.low, axis.high) > size + most
+        if min(axis.low, axis.high) < 0 or is_too_wide:
+            return False
+    return True
 
 
 def pads_itself(term: Term, anchor: Anchor) -> bool:

@@ -42,7 +42,7 @@ def certify(fusion: Fusion, constants: Constants, seed: int = 0) -> Certificate:
     region = _region(fusion)
     operator = _as_callable(fusion)
     errors = []
-    shapes = _geometries(fusion)
+    shapes = _geometries(fusion, region)
     for index, shape in enumerate(shapes):
         generator = torch.Generator().manual_seed(seed + index)
         x = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -70,14 +70,17 @@ def _region(fusion: Fusion) -> list[fx.Node]:
     return sorted(found)
 
 
-def _geometries(fusion: Fusion) -> list[tuple[int, ...]]:
+def _geometries(fusion: Fusion, region: list[fx.Node]) -> list[tuple[int, ...]]:
     """Return the input shapes to prove the block at, one sample each.
 
-    Fixed sizes are taken as they are. Where a size is free, nothing depends on it but which window is the last one,
-    so small sizes do, larger than the kernel and one for each remainder by the stride.
+    Fixed sizes are taken as they are, and so is the traced shape where constants were made for it. Where a size is
+    free, nothing depends on it but which window is the last one, so small sizes do, larger than the kernel and one
+    for each remainder by the stride.
     """
     anchor, term = fusion.block.anchor, fusion.block.choice.candidate.term
     shape, free = anchor.meta["shape"], anchor.meta["free"]
+    if any(node.meta.get("is_size") for node in region):
+        return [shape]
     samples = (1 if free[0] else shape[0],)
     if not any(free[1:]):
         return [(*samples, *shape[1:])]

@@ -19,21 +19,6 @@ _SIZES_GRAY = (28, 32, 64, 224, 128, 8, 16, 256)
 _LENGTHS = (128, 256, 1024, 64, 16000, 32)
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
-    """Return the shape written as ``1,3,224,224``.
-
-    >>> parse_shape("1,3,224,224")
-    (1, 3, 224, 224)
-    """
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or any(size < 1 for size in shape):
-        raise InputError(f"--input {text[:60]!r}", needed="positive numbers with commas, such as 1,3,224,224")
-    return shape
-
-
 NO_KEYWORDS = Structure("dict")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from repconv_cli.errors import InputError
 from repconv_cli.graph.analyse import Analysis, Cost, analyse, is_convolution, is_norm
 from repconv_cli.graph.kind import branches_of, kind_of
 from repconv_cli.graph.program import Program, is_computation
@@ -73,7 +74,10 @@ def make_plan(program: Program, only: str | None = None) -> Plan:
     naming = _Naming(program, analysis)
     blocks = [naming.block(choice) for choice in choices]
     if only is not None:
+        names = [block.name for block in blocks]
         blocks = [block for block in blocks if fnmatchcase(block.name, only)]
+        if names and not blocks:
+            raise InputError(f"--blocks {only!r} matches no block", needed=f"names such as {', '.join(names[:3])}")
     removed = {node for block in blocks for node in (block.node, *block.freed)}
     return Plan(program, analysis, tuple(blocks), tuple(find_refusals(program, analysis, removed)))
 

@@ -37,13 +37,13 @@ def find_refusals(program: Program, analysis: Analysis, removed: set[fx.Node]) -
 def _reason(node: fx.Node, analysis: Analysis) -> str | None:
     """Return why ``node`` was left, or None if it never looked like a candidate."""
     known = analysis.reasons.get(node)
-    if known and (node not in analysis.steps or _looks_fusible(node, analysis)):
+    if known and _looks_fusible(node, analysis):
         return known[0]
-    composed = [c for c in analysis.candidates.get(node, {}).values() if c.term.convolutions > 1]
+    composed = [c for c in analysis.candidates.get(node, {}).values() if c.term.kernels > 1]
     if composed:
         return _cost_reason(node, composed, analysis)
     if is_norm(node):
-        return _norm_reason(node)
+        return _norm_reason(node, analysis)
     if node.target in _SUMS and _has_linear_branch(node, analysis):
         return _sum_reason(node, analysis)
     if node.target in _SCALES and _has_linear_branch(node, analysis) and node not in analysis.steps:
@@ -53,7 +53,9 @@ def _reason(node: fx.Node, analysis: Analysis) -> str | None:
 
 def _looks_fusible(node: fx.Node, analysis: Analysis) -> bool:
     """Whether a rule failed between linear operators, not merely at a far anchor."""
-    step = analysis.steps[node]
+    step = analysis.steps.get(node)
+    if step is None:
+        return is_norm(node) or _has_linear_branch(node, analysis)
     return not analysis.candidates.get(node, {}).keys() - set(step.inputs) and _has_linear_branch(node, analysis)
 
 
@@ -86,7 +88,10 @@ def _between(node: fx.Node, anchor: fx.Node, analysis: Analysis) -> set[fx.Node]
     return region
 
 
-def _norm_reason(node: fx.Node) -> str:
+def _norm_reason(node: fx.Node, analysis: Analysis) -> str:
+    for reader in node.users:
+        if analysis.reasons.get(reader):
+            return f"cannot be folded into what reads it: {analysis.reasons[reader][0]}"
     source = node.args[0]
     readers = len(source.users) if isinstance(source, fx.Node) else 0
     before = _spoken(source) if isinstance(source, fx.Node) else "the input"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from repconv_cli.algebra import ConvMap, Geometry, compose, concatenate, fold, merge, scale_map, select, subtract
+from repconv_cli.algebra.border import compose_geometry
 from repconv_cli.algebra.geometry import (
     Axis,
-    compose_geometry,
     concatenate_geometry,
     merge_geometry,
     regroup_geometry,
@@ -89,7 +89,7 @@ class Term:
     """``factor * x + offset`` before a channel axis is known (``axis`` None), else ``recipe`` applied plus ``offset``.
 
     ``offset`` is ``()``, ``(O,)``, or a field ``(O, *spatial)``, float64. ``convolutions`` counts the convolution
-    and linear layers inside.
+    and linear layers inside, ``kernels`` those and the pools.
     """
 
     axis: int | None = None
@@ -98,6 +98,7 @@ class Term:
     factor: float = 1.0
     offset: Tensor = torch.zeros((), dtype=torch.float64)  # noqa: RUF009 - never written to
     convolutions: int = 0
+    kernels: int = 0
 
     def is_identity(self) -> bool:
         """Whether it is the anchor itself, untouched."""
@@ -129,7 +130,7 @@ def lift(term: Term, axis: int, anchor: Anchor) -> Term:
     factor = term.factor
     recipe = Recipe(lambda _: scale_map(torch.full((channels,), factor, dtype=torch.float64), dims=dims))
     geometry = Geometry(channels, channels, channels, (Axis(),) * dims)
-    return Term(axis, geometry, recipe, 1.0, term.offset.expand(channels), term.convolutions)
+    return Term(axis, geometry, recipe, 1.0, term.offset.expand(channels), term.convolutions, term.kernels)
 
 
 def _known(term: Term) -> tuple[int, Geometry, Recipe]:
@@ -166,13 +167,17 @@ def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
         Recipe(lambda maps: compose(make(), maps[0], sizes), (recipe,)),
         offset=offset,
         convolutions=inner.convolutions + leaf.is_layer,
+        kernels=inner.kernels + leaf.has_kernel,
     )
 
 
 def _offset_through(leaf: Leaf, inner: Term, anchor: Anchor) -> Tensor:
     """Return the constant behind ``leaf``: through its kernel, and over its padding."""
     own = leaf.bias if leaf.bias is not None else torch.zeros((), dtype=torch.float64)
-    zeros_read = leaf.geometry.padding_mode == "zeros" and leaf.geometry.reads_outside(_middle_sizes(inner, anchor))
+    # A transposed convolution sums fewer values at the border, as if it read zeros there.
+    zeros_read = leaf.geometry.transposed or (
+        leaf.geometry.padding_mode == "zeros" and leaf.geometry.reads_outside(_middle_sizes(inner, anchor))
+    )
     agrees = not _is_field(inner) and bool((inner.offset == leaf.pad_value).all())
     if not leaf.has_kernel:
         # A pad or a crop moves the constant unchanged; padding with another value leaves a field.
@@ -221,6 +226,7 @@ def add_terms(left: Term, right: Term, sign: int, anchor: Anchor) -> Term:
             factor=left.factor + sign * right.factor,
             offset=left.offset + sign * right.offset,
             convolutions=left.convolutions + right.convolutions,
+            kernels=left.kernels + right.kernels,
         )
     axis = left.axis if left.axis is not None else right.axis
     assert axis is not None
@@ -230,7 +236,7 @@ def add_terms(left: Term, right: Term, sign: int, anchor: Anchor) -> Term:
     combine = merge if sign > 0 else subtract
     recipe = Recipe(lambda maps: combine(maps[0], maps[1], sizes), (_known(a)[2], _known(b)[2]))
     offset = _aligned(a.offset, b.offset.ndim) + sign * _aligned(b.offset, a.offset.ndim)
-    return Term(axis, geometry, recipe, 1.0, _settled(offset), a.convolutions + b.convolutions)
+    return Term(axis, geometry, recipe, 1.0, _settled(offset), a.convolutions + b.convolutions, a.kernels + b.kernels)
 
 
 def _aligned(offset: Tensor, ndim: int) -> Tensor:
@@ -255,7 +261,8 @@ def concatenate_terms(terms: tuple[Term, ...], anchor: Anchor) -> Term:
     if any(_is_field(term) for term in lifted):
         raise InexactError("a constant that differs at the border inside a concatenation")
     offset = torch.cat([term.offset for term in lifted])
-    return Term(1, geometry, recipe, 1.0, offset, sum(term.convolutions for term in lifted))
+    convolutions, kernels = (sum(getattr(term, name) for term in lifted) for name in ("convolutions", "kernels"))
+    return Term(1, geometry, recipe, 1.0, offset, convolutions, kernels)
 
 
 def select_term(term: Term, start: int, stop: int, axis: int, anchor: Anchor) -> Term:

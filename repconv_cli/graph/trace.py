@@ -112,8 +112,10 @@ def _export(
 
 def _size_notes(free: tuple[str, ...]) -> list[str]:
     if not free:
-        return ["batch and spatial sizes are fixed to the example's: the model depends on them"]
-    return [] if "space" in free else ["spatial sizes are fixed to the example's: the model depends on them"]
+        return ["batch and spatial sizes are fixed to the example's: torch.export found conditions on them"]
+    return (
+        [] if "space" in free else ["spatial sizes are fixed to the example's: torch.export found conditions on them"]
+    )
 
 
 def _dynamic_shapes(

@@ -136,6 +136,8 @@ class Report:
         if result.output is not None and result.command == "fuse":
             verb = "Would write" if result.output.is_dry_run else "Wrote"
             yield Text(f"{verb:<9} {plain(result.output.path)}   sha256 {result.output.sha256[:16]}…")
+        if result.output is None and result.command == "fuse":
+            yield Text("Nothing was written.")
         for missing in verification.not_checked if verification is not None else ():
             yield Text(f"Not checked: {plain(missing)}")
         if verification is not None:
@@ -146,6 +148,10 @@ class Report:
 
 def _verdict(result: Result, verification: Verification) -> Text:
     name = plain(result.source.name)
+    if verification.passed and result.command == "fuse" and result.output is None:
+        return Text.assemble(
+            ("REFUSED", "bold yellow"), "  --strict: see what was left or not checked above; the outputs agree."
+        )
     if verification.verdict == "pass":
         return Text.assemble(("PASS", "bold green"), f"  the fused file computes what {name} computes.")
     if verification.verdict == "partial":

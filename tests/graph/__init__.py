@@ -1,0 +1,1 @@
+"""The graph pass against torch: traced, planned, fused, proven, and compared with the module itself."""

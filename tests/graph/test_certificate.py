@@ -1,0 +1,198 @@
+"""The checker is checked: every wrong answer must be refused, and the right one accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repconv_cli.errors import UnprovenError
+from repconv_cli.graph.certificate import LIMIT, certify
+from repconv_cli.graph.fuse import fuse_program
+from repconv_cli.graph.plan import Plan, make_plan
+from repconv_cli.graph.rewrite import Fusion, fuse_block
+from repconv_cli.graph.trace import trace
+from repconv_cli.verdict import random_inputs
+from tests.graph.models import Formula, MobileOne, RepVGG, conv, conv_bn, randomised
+from tests.graph.proof import noise
+
+DIFFERS = r"one operator differs from its branches by (inf|nan|\d\.\de[+-]\d+) of scale"
+Pair = tuple[Plan, Fusion]
+
+
+def planned(module: nn.Module, shape: tuple[int, ...] = (2, 4, 7, 7)) -> Pair:
+    plan = make_plan(trace(module, noise(shape)))
+    assert len(plan.blocks) == 1
+    return plan, fuse_block(plan.blocks[0])
+
+
+@pytest.fixture(scope="module")
+def repvgg() -> Pair:
+    return planned(randomised(RepVGG()))
+
+
+@pytest.fixture(scope="module")
+def badly_scaled() -> Pair:
+    """Channel 1 is of scale 1e-6 beside channel 0 of scale 1e7."""
+    module = randomised(RepVGG())
+    with torch.no_grad():
+        for norm in (module.dense[1], module.pointwise[1], module.identity):
+            for values in (norm.weight, norm.bias):
+                values[0] *= 1e7
+                values[1] *= 1e-6
+    return planned(module)
+
+
+@pytest.fixture(scope="module")
+def grouped() -> Pair:
+    return planned(randomised(RepVGG(groups=2)))
+
+
+def corrupted(fusion: Fusion, kind: str, change: Callable[[Tensor], Tensor]) -> Fusion:
+    """Return ``fusion`` with its ``kind`` (weight or bias) changed; the original is left alone."""
+    tensors = {key: t.clone() for key, t in fusion.tensors.items()}
+    (key,) = (key for key in tensors if key.endswith(kind))
+    tensors[key] = change(tensors[key])
+    assert not torch.equal(tensors[key], fusion.tensors[key])
+    return replace(fusion, tensors=tensors)
+
+
+def assert_refused(pair: Pair, wrong: Fusion) -> None:
+    plan, right = pair
+    assert certify(right, plan.analysis.constants).error <= LIMIT
+    with pytest.raises(UnprovenError, match=DIFFERS):
+        certify(wrong, plan.analysis.constants)
+
+
+def _set(index: tuple[int, ...], change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def changed(values: Tensor) -> Tensor:
+        values[index] = change(values[index])
+        return values
+
+    return changed
+
+
+WRONG: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "twice the weight": ("weight", lambda w: 2 * w),
+    "twice the bias": ("bias", lambda b: 2 * b),
+    "one sign": ("weight", _set((2, 1, 0, 2), torch.neg)),
+    "the sign of a channel": ("weight", _set((3,), torch.neg)),
+    "a kernel shifted down": ("weight", lambda w: w.roll(1, 2)),
+    "a kernel shifted right": ("weight", lambda w: w.roll(1, 3)),
+    "a flipped kernel": ("weight", lambda w: w.flip(2)),
+    "a transposed kernel": ("weight", lambda w: w.transpose(2, 3)),
+    "output channels swapped": ("weight", lambda w: w[[1, 0, 2, 3]]),
+    "input channels swapped": ("weight", lambda w: w[:, [1, 0, 2, 3]]),
+    "biases swapped": ("bias", lambda b: b[[1, 0, 2, 3]]),
+    "no bias": ("bias", torch.zeros_like),
+    "one bias off by 1e-9 of itself": ("bias", _set((2,), lambda b: b * (1 + 1e-9))),
+    "one weight off by 1e-9 of itself": ("weight", _set((2, 2, 1, 1), lambda w: w * (1 + 1e-9))),
+    "rounded to float32": ("weight", lambda w: w.float().double()),
+    "NaN in one weight": ("weight", _set((1, 1, 1, 1), lambda w: w * torch.nan)),
+    "infinity in one bias": ("bias", _set((0,), lambda b: b * torch.inf)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_tensors_are_refused(repvgg: Pair, name: str) -> None:
+    assert_refused(repvgg, corrupted(repvgg[1], *WRONG[name]))
+
+
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_a_sign_in_a_channel_of_scale_1e_6_beside_one_of_1e7_is_refused(badly_scaled: Pair, kind: str) -> None:
+    assert_refused(badly_scaled, corrupted(badly_scaled[1], kind, _set((1,), torch.neg)))
+
+
+def test_a_small_error_in_a_small_channel_is_refused(badly_scaled: Pair) -> None:
+    assert_refused(badly_scaled, corrupted(badly_scaled[1], "weight", _set((1, 3, 0, 0), lambda w: w * (1 + 1e-8))))
+
+
+def test_a_dropped_identity_is_refused(repvgg: Pair) -> None:
+    whole = randomised(RepVGG())
+    plain = Formula(lambda p, x: p.a(x) + p.b(x), a=whole.dense, b=whole.pointwise).eval()
+    without = planned(plain)[1]
+    weight = next(t for key, t in without.tensors.items() if key.endswith("weight"))
+    assert_refused(repvgg, corrupted(repvgg[1], "weight", lambda _: weight))
+
+
+def test_an_identity_that_does_not_wrap_per_group_is_refused(grouped: Pair) -> None:
+    """As in YOLOv7's converter: the one of output channel o sits at input o, not at o modulo the group's width."""
+    module = randomised(RepVGG(groups=2))
+    scale = module.identity.weight / torch.sqrt(module.identity.running_var + module.identity.eps)
+
+    def unwrapped(weight: Tensor) -> Tensor:
+        for output in (2, 3):
+            weight[output, output % 2, 1, 1] -= scale[output].detach().double()
+        return weight
+
+    assert_refused(grouped, corrupted(grouped[1], "weight", unwrapped))
+
+
+def test_a_wrong_eps_is_refused(repvgg: Pair) -> None:
+    module = randomised(RepVGG())
+    module.dense[1].eps = 1e-3
+    other = planned(module)[1]
+    assert_refused(repvgg, replace(repvgg[1], tensors=other.tensors))
+
+
+def test_the_right_kernel_with_the_wrong_border_is_refused() -> None:
+    """The same kernel and bias, zeros read past the border instead of reflections: only the border can tell."""
+    reflected = planned(randomised(nn.Sequential(conv_bn(4, 4, 1), conv(4, 4, 3, padding_mode="reflect"))))
+    plain = planned(randomised(nn.Sequential(conv(4, 4, 3), nn.BatchNorm2d(4))))[1]
+    tensors = dict(zip(plain.tensors, reflected[1].tensors.values(), strict=True))
+    assert_refused(reflected, replace(plain, block=reflected[1].block, tensors=tensors))
+
+
+def test_one_wrong_border_row_is_refused(repvgg: Pair) -> None:
+    """The operator is right but for the last row of its output."""
+    right = repvgg[1]
+
+    def emit(graph, x):
+        y = right.emit(graph, x)
+        last = graph.call_function(torch.ops.aten.slice.Tensor, (y, 2, -1, 2**63 - 1))
+        first = graph.call_function(torch.ops.aten.slice.Tensor, (y, 2, 0, -1))
+        doubled = graph.call_function(torch.ops.aten.mul.Tensor, (last, 2.0))
+        return graph.call_function(torch.ops.aten.cat.default, ([first, doubled], 2))
+
+    assert_refused(repvgg, replace(right, emit=emit))
+
+
+def test_an_output_of_another_size_is_refused(repvgg: Pair) -> None:
+    plan, right = repvgg
+
+    def emit(graph, x):
+        return graph.call_function(torch.ops.aten.slice.Tensor, (right.emit(graph, x), 2, 0, -1))
+
+    with pytest.raises((UnprovenError, RuntimeError), match=r"differs from its branches|must match the size"):
+        certify(replace(right, emit=emit), plan.analysis.constants)
+
+
+def test_the_wrong_dilation_or_stride_of_a_depthwise_block_is_refused() -> None:
+    pair = planned(randomised(MobileOne(groups=4)))
+    other = planned(randomised(MobileOne(groups=4, stride=2)))[1]
+    with pytest.raises((UnprovenError, RuntimeError), match=r"differs from its branches|must match the size"):
+        certify(replace(other, block=pair[1].block, tensors=other.tensors), pair[0].analysis.constants)
+
+
+def test_constants_beside_values_of_their_own_size_do_not_raise_a_false_alarm() -> None:
+    """|x| - 0.485 is near zero for some x: the scale there is |x| + 0.485."""
+    module = Formula(lambda p, x: ((x - 0.485) / 0.229).reshape(x.shape[0], 3 * 96 * 96)).eval()
+    plan, fusion = planned(module, (2, 3, 96, 96))
+    errors = [certify(fusion, plan.analysis.constants, seed).error for seed in range(40)]
+    assert max(errors) <= 1e-14
+
+
+def test_the_whole_program_is_checked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were every certificate blind, the whole model's float64 run would still refuse."""
+    program = trace(randomised(nn.Sequential(conv_bn(4, 4), nn.ReLU(), conv(4, 2))), noise((2, 4, 7, 7)))
+
+    def wrong(block):
+        return corrupted(fuse_block(block), "weight", lambda w: w * (1 + 1e-9))
+
+    monkeypatch.setattr("repconv_cli.graph.fuse.fuse_block", wrong)
+    monkeypatch.setattr("repconv_cli.graph.fuse.certify", lambda *_: None)
+    with pytest.raises(UnprovenError, match=r"the fused model differs from the original by \d\.\de-\d+ of its range"):
+        fuse_program(program, random_inputs(program, 1, 0))
