@@ -92,6 +92,8 @@ def _combine(
             continue
         if term.convolutions or not step.fixes_layout:
             terms[anchor] = term
+            if term.offset.ndim > 1:
+                analysis.reasons.setdefault(node, []).append("a constant that differs at the border")
     return terms
 
 
@@ -104,6 +106,8 @@ def _candidate(anchor: fx.Node, term: Term) -> Candidate | None:
 
 def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
     """Return what one operator (two with explicit padding, none for the anchor itself) would cost."""
+    if term.offset.ndim > 1:
+        return None
     if term.is_identity():
         return Cost()
     if term.axis is None or term.geometry is None:

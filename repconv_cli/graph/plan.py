@@ -78,8 +78,8 @@ def make_plan(program: Program, only: str | None = None) -> Plan:
         blocks = [block for block in blocks if fnmatchcase(block.name, only)]
         if names and not blocks:
             raise InputError(f"--blocks {only!r} matches no block", needed=f"names such as {', '.join(names[:3])}")
-    removed = {node for block in blocks for node in (block.node, *block.freed)}
-    return Plan(program, analysis, tuple(blocks), tuple(find_refusals(program, analysis, removed)))
+    refusals = find_refusals(program, analysis, [block.choice for block in blocks])
+    return Plan(program, analysis, tuple(blocks), tuple(refusals))
 
 
 class _Naming:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from repconv_cli.errors import InputError
 
@@ -117,6 +118,10 @@ def is_size(node: fx.Node) -> bool:
     return bool(node.meta.get("is_size", False))
 
 
+# No module path holds these; refused so that a key can never close a string in code that torch generates.
+_QUOTES = set("\"'\\")
+
+
 class _Holder(nn.Module):
     """A module that only holds tensors and other holders, so that keys come out as they were."""
 
@@ -129,7 +134,7 @@ def hold_tensors(tensors: dict[str, Tensor], parameters: frozenset[str]) -> nn.M
     root = _Holder()
     for key, tensor in tensors.items():
         *path, name = key.split(".")
-        if not all(part and part.isprintable() and not set(part) & set("\"'\\") for part in (*path, name)):
+        if not all(part and part.isprintable() and not set(part) & _QUOTES for part in (*path, name)):
             raise InputError(f"tensor name {key!r} cannot be a module path")
         holder: nn.Module = root
         for part in path:
@@ -159,17 +164,21 @@ class ProgramModule(nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         root = hold_tensors(program.tensors, program.parameters)
-        compiled = fx.GraphModule(root, program.graph, class_name="Fused")
-        for name, child in list(root._modules.items()):
+        for name, child in root._modules.items():
             self.add_module(name, child)
-        for name, parameter in list(root._parameters.items()):
+        for name, parameter in root._parameters.items():
             self.register_parameter(name, parameter)
-        for name, buffer in list(root._buffers.items()):
+        for name, buffer in root._buffers.items():
             self.register_buffer(name, buffer)
-        # The generated function reads tensors from `self`, so it is bound to this module, not to a copy of it.
-        object.__setattr__(self, "_repconv_run", type(compiled).forward)
+        function, keys = _as_function(program)
         # Kept out of the module's attributes, whose names belong to the model.
-        object.__setattr__(self, "_repconv_program", program)
+        self.__dict__["_repconv_program"] = program
+        self.__dict__["_repconv_function"] = function
+        self.__dict__["_repconv_places"] = [self._place(key) for key in keys]
+
+    def _place(self, key: str) -> tuple[nn.Module, str]:
+        path, _, name = key.rpartition(".")
+        return self.get_submodule(path), name
 
     @property
     def held_program(self) -> Program:
@@ -181,5 +190,25 @@ class ProgramModule(nn.Module):
         """Return the outputs, nested as the original model nests them."""
         program = self.held_program
         leaves = program.arguments.flatten(args) + program.keywords.flatten(kwargs)
-        results = self.__dict__["_repconv_run"](self, *leaves)
-        return program.outputs.unflatten(iter(results))
+        tensors = [getattr(holder, name) for holder, name in self.__dict__["_repconv_places"]]
+        return program.outputs.unflatten(iter(self.__dict__["_repconv_function"](*tensors, *leaves)))
+
+
+def _as_function(program: Program) -> tuple[Callable[..., tuple[Any, ...]], list[str]]:
+    """Return the graph as a function of (tensors by key, inputs), and the keys.
+
+    torch.fx writes Python for it; every name in that code is made here, none is the model's.
+    """
+    graph, env = fx.Graph(), {}
+    tensors = [node for node in program.graph.nodes if node.op == "get_attr"]
+    for index, node in enumerate(tensors):
+        env[node] = graph.placeholder(f"tensor_{index}")
+    for index, node in enumerate(program.placeholders()):
+        env[node] = graph.placeholder(f"input_{index}")
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: env[n])
+            env[node] = graph.create_node("call_function", node.target, args, kwargs, name=f"value_{len(env)}")
+    graph.output(map_arg(tuple(program.output_nodes()), lambda n: env[n]))
+    function: Callable[..., tuple[Any, ...]] = fx.GraphModule({}, graph, class_name="Fused").forward
+    return function, [str(node.target) for node in tensors]

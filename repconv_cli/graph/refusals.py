@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
-from repconv_cli.graph.analyse import Analysis, Candidate, cost_of_node, is_norm
+from repconv_cli.graph.analyse import Analysis, Candidate, cost_of_node, is_convolution, is_norm
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rules import aten
+from repconv_cli.graph.select import Choice
 
 _SUMS = {aten.add.Tensor, aten.sub.Tensor}
 _SCALES = {aten.mul.Tensor, aten.div.Tensor}
@@ -24,14 +25,27 @@ class Refusal:
     reason: str
 
 
-def find_refusals(program: Program, analysis: Analysis, removed: set[fx.Node]) -> Iterator[Refusal]:
+def find_refusals(program: Program, analysis: Analysis, choices: Iterable[Choice]) -> Iterator[Refusal]:
     """Yield a refusal for each remaining sum of linear branches, norm, or pair of linear layers in a row."""
+    chosen = {choice.node: choice for choice in choices}
+    freed = {node for choice in chosen.values() for node in choice.freed}
     for node in program.graph.nodes:
-        if node.op != "call_function" or node in removed or node in analysis.constants:
+        if node.op != "call_function" or node in freed or node in analysis.constants:
             continue
-        reason = _reason(node, analysis)
+        choice = chosen.get(node)
+        reason = _reason(node, analysis) if choice is None else _reason_to_stop(choice, analysis)
         if reason is not None:
             yield Refusal(_place(node, analysis), node.name, reason)
+
+
+def _reason_to_stop(choice: Choice, analysis: Analysis) -> str | None:
+    """Return why a block does not take in the layer before it as well, if that would have been exact."""
+    anchor = choice.candidate.anchor.node
+    before = max((c.term.kernels for c in analysis.candidates.get(anchor, {}).values()), default=0)
+    larger = [c for c in analysis.candidates[choice.node].values() if c.term.kernels > choice.candidate.term.kernels]
+    if not before or not larger or not choice.candidate.term.convolutions:
+        return None
+    return _cost_reason(choice.node, larger, analysis)
 
 
 def _reason(node: fx.Node, analysis: Analysis) -> str | None:
@@ -39,7 +53,8 @@ def _reason(node: fx.Node, analysis: Analysis) -> str | None:
     known = analysis.reasons.get(node)
     if known and _looks_fusible(node, analysis):
         return known[0]
-    composed = [c for c in analysis.candidates.get(node, {}).values() if c.term.kernels > 1]
+    is_merge = node in analysis.steps and len(analysis.steps[node].inputs) > 1
+    composed = [c for c in analysis.candidates.get(node, {}).values() if c.term.kernels > (0 if is_merge else 1)]
     if composed:
         return _cost_reason(node, composed, analysis)
     if is_norm(node):
@@ -55,8 +70,13 @@ def _looks_fusible(node: fx.Node, analysis: Analysis) -> bool:
     """Whether a rule failed between linear operators, not merely at a far anchor."""
     step = analysis.steps.get(node)
     if step is None:
-        return is_norm(node) or _has_linear_branch(node, analysis)
+        reads_or_feeds = _has_linear_branch(node, analysis) or any(is_convolution(reader) for reader in node.users)
+        return is_norm(node) or reads_or_feeds or _feeds_sum_of_layers(node, analysis)
     return not analysis.candidates.get(node, {}).keys() - set(step.inputs) and _has_linear_branch(node, analysis)
+
+
+def _feeds_sum_of_layers(node: fx.Node, analysis: Analysis) -> bool:
+    return any(reader.target in _SUMS and _has_linear_branch(reader, analysis) for reader in node.users)
 
 
 def _has_linear_branch(node: fx.Node, analysis: Analysis) -> bool:

@@ -29,6 +29,7 @@ _DROPPED = {
     aten.sym_constrain_range_for_size.default,
     aten.sym_constrain_range.default,
 }
+_NORMS = {aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats}
 # In a functional graph these give their first argument's values under another name.
 _ALIASES = {aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default}
 
@@ -49,8 +50,7 @@ def trace(
     """
     kwargs = kwargs or {}
     with _in_eval_mode(module), torch.no_grad(), _quiet():
-        exported, notes = _export(module, args, kwargs, may_vary)
-        functional = exported.run_decompositions({})
+        functional, notes = _export(module, args, kwargs, may_vary)
     return _to_program(functional, (args, kwargs), notes)
 
 
@@ -86,7 +86,7 @@ def _quiet() -> Iterator[None]:
 def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_vary: tuple[tuple[bool, ...], ...] | None
 ) -> tuple[ExportedProgram, list[str]]:
-    """Export with as many sizes free as the model allows: batch and space, then batch, then none."""
+    """Export a functional graph with as many sizes free as the model allows: batch and space, then batch, then none."""
     attempts: list[tuple[str, ...]] = [("space", "batch"), ("batch",), ()]
     reasons: list[str] = []
     error: BaseException | None = None
@@ -95,6 +95,7 @@ def _export(
             exported = torch.export.export(
                 module, args, kwargs, dynamic_shapes=_dynamic_shapes(module, args, kwargs, free, may_vary), strict=False
             )
+            functional = exported.run_decompositions({})
         except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward
             error = failure
             continue
@@ -102,7 +103,7 @@ def _export(
         if tied and free:
             reasons.append(tied[0])
             continue
-        return exported, _size_notes(free)
+        return functional, _size_notes(free)
     detail = f"{type(error).__name__}: {_first_line(error)}" if error else f"sizes tied by {reasons[-1]}"
     raise TraceError(
         f"torch.export cannot trace this model ({detail})",
@@ -228,7 +229,7 @@ class _Copier:
         elif (alias := self._alias(node)) is not None:
             self.env[node] = alias
             return
-        elif node.op == "call_function" and node.target is aten._native_batch_norm_legit_no_training.default:
+        elif node.op == "call_function" and node.target in _NORMS:
             self.env[node] = self._batch_norm(node)
         else:
             self.env[node] = self.graph.node_copy(node, lambda n: self.env[n])
@@ -240,10 +241,9 @@ class _Copier:
             return None
         if node.target in _ALIASES:
             return self.env[node.args[0]]  # type: ignore[index]
-        if node.target is operator.getitem and node.args[0].target is (  # type: ignore[union-attr]
-            aten._native_batch_norm_legit_no_training.default
-        ):
-            return self.env[node.args[0]] if node.args[1] == 0 else None  # type: ignore[index]
+        source = node.args[0] if node.args else None
+        if node.target is operator.getitem and isinstance(source, fx.Node) and source.target in _NORMS:
+            return self.env[source] if node.args[1] == 0 else None
         if node.target is aten.slice.Tensor and _is_whole(node, node.args[1:]):
             return self.env[node.args[0]]  # type: ignore[index]
         if node.target is aten.slice_scatter.default and _is_whole(node, node.args[2:]):
@@ -253,12 +253,15 @@ class _Copier:
         return None
 
     def _batch_norm(self, node: fx.Node) -> fx.Node:
-        x, gamma, beta, mean, var, momentum, eps = (
-            self.env.get(a, a) if isinstance(a, fx.Node) else a for a in node.args
-        )
-        return self.graph.call_function(
-            aten.batch_norm.default, (x, gamma, beta, mean, var, False, momentum, eps, False)
-        )
+        """Return a norm as the one operator that it was, instead of one of three results."""
+        operands = [self.env.get(a, a) if isinstance(a, fx.Node) else a for a in node.args]
+        if node.target is aten._native_batch_norm_legit.no_stats:
+            x, gamma, beta, _, momentum, eps = operands
+            statistics: tuple[Any, ...] = (None, None, True)
+        else:
+            x, gamma, beta, mean, var, momentum, eps = operands
+            statistics = (mean, var, False)
+        return self.graph.call_function(aten.batch_norm.default, (x, gamma, beta, *statistics, momentum, eps, False))
 
     def _describe(self, node: fx.Node, copy: Any) -> None:
         value = node.meta.get("val")

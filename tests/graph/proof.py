@@ -23,8 +23,12 @@ def noise(*shapes: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
-def fused(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Fused:
-    program = trace(module, args, kwargs)
+def fused(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, is_spatial_free: bool = True
+) -> Fused:
+    """Return ``module`` fused. Free spatial sizes cost most of torch.export's time: only where they matter."""
+    may_vary = None if is_spatial_free else tuple((True, *(False,) * (arg.ndim - 1)) for arg in args)
+    program = trace(module, args, kwargs, may_vary=may_vary)
     return fuse_program(program, random_inputs(program, 1, 0))
 
 
