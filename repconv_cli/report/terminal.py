@@ -22,6 +22,9 @@ _SUMMARY = {
 }
 
 
+_WIDEST_NAME = 36
+
+
 def plain(text: str) -> str:
     """Return ``text`` without characters that a terminal would interpret."""
     return "".join(c if c.isprintable() else "�" for c in text)
@@ -74,14 +77,17 @@ class Report:
     def _table(self, console: Console) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         is_wide = console.width >= 100
-        table.add_column("block", overflow="fold", min_width=12)
+        rows = fold_rows(self.result.blocks, every=self.every)
+        # Names are what a reader searches for, so the branches give way first.
+        longest = max(len(row.name) for row in rows)
+        table.add_column("block", overflow="fold", min_width=min(longest, _WIDEST_NAME))
         table.add_column("branches", overflow="fold")
         table.add_column("weight", overflow="fold", no_wrap=not is_wide)
         table.add_column("ops", justify="right", no_wrap=True)
         table.add_column("parameters", justify="right", no_wrap=True)
         if is_wide:
             table.add_column("MACs", justify="right", no_wrap=True)
-        for row in fold_rows(self.result.blocks, every=self.every):
+        for row in rows:
             table.add_row(*_cells(row)[: 6 if is_wide else 5])
         return table
 
@@ -143,7 +149,7 @@ class Report:
         if verification is not None:
             yield _verdict(result, verification)
         if result.command == "inspect" and result.blocks:
-            yield Text(f"Next: repconv fuse {plain(result.source.name)} OUT.safetensors")
+            yield Text(f"Next: repconv fuse {plain(result.source.name)} OUT.safetensors   (and the same options)")
 
 
 def _verdict(result: Result, verification: Verification) -> Text:
