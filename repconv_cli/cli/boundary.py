@@ -71,5 +71,7 @@ def _fail(error: RepconvError, *, as_json: bool, debug: bool) -> None:
 
 
 def _say(message: str) -> None:
-    console = Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False, soft_wrap=True)
+    is_terminal = sys.stderr.isatty()
+    # A terminal gets lines broken between words; a log gets one line.
+    console = Console(stderr=True, force_terminal=is_terminal, highlight=False, soft_wrap=not is_terminal)
     console.print(Text.assemble(("error: ", "bold red"), plain(message)))

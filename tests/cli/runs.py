@@ -13,9 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from click.testing import Result
 from torch import nn
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from repconv_cli.cli.main import app
 

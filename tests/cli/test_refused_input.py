@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from torch import nn
+from typer.testing import Result
 
 from repconv_cli.cli.main import app
 from tests.cli.runs import ARCHITECTURES, FOLDER, INPUT, SAMPLES, run

@@ -218,9 +218,10 @@ def test_any_net_of_linear_blocks_computes_the_same_after_fusing(
         return  # a kernel larger than what is left of the image, a reflection wider than it
     if not y.numel() or not float(y.abs().max()):
         return
-    # Free spatial sizes cost most of the time in torch.export: one net in four has them.
-    program = trace(module, x, may_vary=((True, False, False, False),) if seed else None)
+    # Free sizes cost most of the time in torch.export, so most nets have none.
+    free = {0: (True, True, True, True), 1: (True, False, False, False)}.get(seed, (False,) * 4)
+    program = trace(module, x, may_vary=(free,))
     found = fuse_program(program, random_inputs(program, 1, seed))
     before, after = count_ops(found.plan.program), count_ops(found.program)
     assert all(after[kind] <= before[kind] for kind in ("norms", "ops"))
-    assert difference(module, found.program, noise((3, 4, *sizes), seed=1)) <= TOLERANCE
+    assert difference(module, found.program, noise((3 if seed < 2 else 2, 4, *sizes), seed=1)) <= TOLERANCE
