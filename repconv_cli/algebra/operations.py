@@ -130,6 +130,8 @@ def compose(outer: ConvMap, inner: ConvMap, sizes: Sizes | None = None) -> ConvM
     anchor_sizes = _sizes(inner, sizes)
     inner = select(inner, outer.geometry.reads, outer.geometry.reads + outer.geometry.in_channels)
     geometry = compose_geometry(outer.geometry, inner.geometry, anchor_sizes)
+    if bool(inner.bias.any()) and outer.geometry.transposed:
+        raise InexactError("a biased map before a transposed convolution, which sums fewer values at the border")
     if bool(inner.bias.any()) and _reads_zeros_beyond(outer.geometry, inner.geometry, anchor_sizes):
         raise InexactError("a biased map before zero padding: the padding is zero, the map evaluated there is not")
     weight = compose_kernels(outer, inner, geometry)
@@ -137,8 +139,6 @@ def compose(outer: ConvMap, inner: ConvMap, sizes: Sizes | None = None) -> ConvM
 
 
 def _reads_zeros_beyond(outer: Geometry, inner: Geometry, sizes: Sizes) -> bool:
-    if outer.transposed:
-        return True  # its windows at the border sum fewer values, as over zeros
     if outer.padding_mode != "zeros" or inner.transposed:
         return False
     middle = tuple(

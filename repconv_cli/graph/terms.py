@@ -174,9 +174,12 @@ def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
 def _offset_through(leaf: Leaf, inner: Term, anchor: Anchor) -> Tensor:
     """Return the constant behind ``leaf``: through its kernel, and over its padding."""
     own = leaf.bias if leaf.bias is not None else torch.zeros((), dtype=torch.float64)
-    # A transposed convolution sums fewer values at the border, as if it read zeros there.
-    zeros_read = leaf.geometry.transposed or (
-        leaf.geometry.padding_mode == "zeros" and leaf.geometry.reads_outside(_middle_sizes(inner, anchor))
+    if leaf.geometry.transposed and bool(inner.offset.any()):
+        raise InexactError("a biased map before a transposed convolution, which sums fewer values at the border")
+    zeros_read = (
+        not leaf.geometry.transposed
+        and leaf.geometry.padding_mode == "zeros"
+        and leaf.geometry.reads_outside(_middle_sizes(inner, anchor))
     )
     agrees = not _is_field(inner) and bool((inner.offset == leaf.pad_value).all())
     if not leaf.has_kernel:

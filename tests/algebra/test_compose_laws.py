@@ -73,6 +73,8 @@ EXACT = [
     ("batch norm", "dense", True),
     ("batch norm", "transposed, stride 2", True),
     ("grouped pointwise", "transposed, stride 2", True),
+    ("transposed, stride 2", "pointwise", False),
+    ("transposed, stride 2", "grouped pointwise", False),
     ("batch norm", "reflect", True),
     ("reflect", "pointwise", True),
     ("replicate", "batch norm", True),
@@ -109,8 +111,9 @@ REFUSED = [
     ("reflect", "vertical", False, "reflect padding after a 3×1 convolution"),
     ("replicate", "strided pointwise", False, "replicate padding after a 1×1 convolution"),
     ("circular", "dense valid", False, "circular padding after a 3×3 convolution"),
-    ("transposed, stride 2", "pointwise", False, "a transposed convolution with stride over 1 takes norms"),
-    ("dense", "transposed, stride 2", False, "a transposed convolution with stride over 1 takes norms"),
+    ("transposed, stride 2", "pointwise", True, "a biased map before"),
+    ("transposed, stride 2", "dense", False, "a transposed convolution with stride over 1 takes pointwise maps"),
+    ("dense", "transposed, stride 2", False, "a transposed convolution with stride over 1 takes pointwise maps"),
 ]
 
 

@@ -243,6 +243,11 @@ def test_check_output_says_so_before_long_work(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == ["out"]
 
 
+def heed_sigint() -> None:
+    """A shell starts background jobs with SIGINT ignored, which children inherit; a user's terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("earlier", [True, False], ids=["over an earlier output", "new"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT], ids=lambda s: s.name)
 def test_a_kill_in_the_middle_leaves_no_partial_output(tmp_path: Path, number: signal.Signals, earlier: bool) -> None:
@@ -262,7 +267,7 @@ def test_a_kill_in_the_middle_leaves_no_partial_output(tmp_path: Path, number: s
     if earlier:
         out.write_bytes(b"before")
     command = [sys.executable, "-c", textwrap.dedent(script), str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, preexec_fn=heed_sigint) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"writing\n"
         assert len(leftovers(tmp_path, "out")) == 1

@@ -104,6 +104,11 @@ def test_a_kill_while_writing_leaves_the_earlier_output(small: Path, tmp_path: P
     assert {path.name[0] for path in tmp_path.iterdir() if path not in (out, small)} == {"."}
 
 
+def heed_sigint() -> None:
+    """A shell starts background jobs with SIGINT ignored, which children inherit; a user's terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_exits_130_and_leaves_no_output(tmp_path: Path) -> None:
     started, out = tmp_path / "started", tmp_path / "out.safetensors"
     (tmp_path / "arch.py").write_text(
@@ -117,6 +122,7 @@ def test_ctrl_c_exits_130_and_leaves_no_output(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=child_environment(),
+        preexec_fn=heed_sigint,
     )
     try:
         deadline = time.monotonic() + 60

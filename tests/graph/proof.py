@@ -58,8 +58,9 @@ def difference(
 def _relative(expected: Tensor, found: Tensor) -> float:
     assert expected.shape == found.shape
     assert torch.isfinite(expected).all()
-    error = (found - expected).abs().max() / expected.abs().max()
-    return float("inf") if bool(error.isnan()) else float(error)
+    assert torch.isfinite(found).all()
+    error, scale = float((found - expected).abs().max()), float(expected.abs().max())
+    return error / scale if scale else error
 
 
 def snapshot(module: nn.Module) -> tuple[dict[str, Tensor], list[bool]]:

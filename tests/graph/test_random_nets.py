@@ -201,11 +201,11 @@ def nets(draw: st.DrawFn) -> nn.Module:
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=60,
+    max_examples=70,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-@given(nets(), st.sampled_from([(9, 9), (8, 9), (10, 8)]), st.integers(0, 3))
+@given(nets(), st.sampled_from([(9, 9), (8, 9), (10, 8)]), st.sampled_from([5, 2, 3, 4, 6, 7, 8, 1, 9, 10, 11, 0]))
 def test_any_net_of_linear_blocks_computes_the_same_after_fusing(
     net: nn.Module, sizes: tuple[int, int], seed: int
 ) -> None:
@@ -218,7 +218,7 @@ def test_any_net_of_linear_blocks_computes_the_same_after_fusing(
         return  # a kernel larger than what is left of the image, a reflection wider than it
     if not y.numel() or not float(y.abs().max()):
         return
-    # Free sizes cost most of the time in torch.export, so most nets have none.
+    # Free sizes cost most of the time in torch.export, so most nets have none: the seed tells which.
     free = {0: (True, True, True, True), 1: (True, False, False, False)}.get(seed, (False,) * 4)
     program = trace(module, x, may_vary=(free,))
     found = fuse_program(program, random_inputs(program, 1, seed))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from repconv_cli.graph.plan import count_ops
 from tests.graph.models import Formula, conv, randomised
@@ -275,4 +276,29 @@ def test_a_border_strip_with_another_constant_stays_written() -> None:
     module = randomised(Formula(overwritten, conv=conv(4, 4, 1, padding=1), norm=nn.BatchNorm2d(4)))
     found = fused(module, noise(SHAPE))
     assert count_ops(found.program)["norms"] == 0
+    assert difference(module, found.program, noise(SHAPE, seed=1)) <= TOLERANCE
+
+
+def test_a_border_that_is_wrong_in_a_small_channel_alone_is_no_uniform_constant() -> None:
+    """Each channel is judged by its own scale: 1e-8 of difference counts where the channel is of scale 1e-8."""
+    scales = torch.tensor([1e6, 1e-8, 1.0, 1.0])
+
+    def padded_with_its_shift_but_for_channel_1(part: Any, x: Tensor) -> Tensor:
+        y = functional.pad((x + part.shift.view(1, -1, 1, 1)) * part.scale.view(1, -1, 1, 1), [1] * 4)
+        column = (part.shift * part.scale * torch.tensor([1.0, 0.0, 1.0, 1.0])).view(1, -1, 1, 1)
+        for strip in (y[:, :, :1], y[:, :, -1:], y[:, :, :, :1], y[:, :, :, -1:]):
+            strip.copy_(column.expand_as(strip))
+        return part.conv(y)  # type: ignore[no-any-return]
+
+    module = randomised(
+        Formula(
+            padded_with_its_shift_but_for_channel_1,
+            shift=torch.ones(4),
+            scale=torch.ones(4),
+            conv=conv(4, 4, padding=0, groups=4, bias=False),
+        )
+    )
+    with torch.no_grad():
+        module.scale.copy_(scales)  # type: ignore[operator]
+    found = fused(module, noise(SHAPE), is_spatial_free=False)
     assert difference(module, found.program, noise(SHAPE, seed=1)) <= TOLERANCE
