@@ -136,15 +136,16 @@ def run_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:
     operands: tuple[Any, ...] = tuple(node.args)
     if node.target is aten.batch_norm.default:
         return _norm_magnitude(operands, absolute, fetch)
-    if node.target in _DIFFERENCES:
-        return absolute(operands[0]) + abs(absolute(operands[1]))
+    if node.target in _SUMS:
+        return abs(absolute(operands[0])) + abs(absolute(operands[1]))
     if node.target is aten.neg.default:
         return absolute(operands[0])
     value = run_node(node, absolute)
     return value.abs() if isinstance(value, Tensor) else value
 
 
-_DIFFERENCES = {aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Tensor, aten.rsub.Scalar}
+# Also plain sums: a number added may be negative.
+_SUMS = {aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Tensor, aten.rsub.Scalar}
 
 
 def _norm_magnitude(

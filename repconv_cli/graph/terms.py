@@ -251,8 +251,9 @@ def _settled(offset: Tensor) -> Tensor:
     if offset.ndim <= 1:
         return offset
     flat = offset.flatten(1)
-    spread = (flat - flat[:, :1]).abs().max()
-    return flat[:, flat.shape[1] // 2] if float(spread) <= _FIELD_TOLERANCE * float(flat.abs().max()) else offset
+    spread = (flat - flat[:, :1]).abs().amax(1)
+    is_uniform = bool((spread <= _FIELD_TOLERANCE * flat.abs().amax(1)).all())
+    return flat[:, flat.shape[1] // 2] if is_uniform else offset
 
 
 def concatenate_terms(terms: tuple[Term, ...], anchor: Anchor) -> Term:

@@ -95,15 +95,15 @@ def _export(
             exported = torch.export.export(
                 module, args, kwargs, dynamic_shapes=_dynamic_shapes(module, args, kwargs, free, may_vary), strict=False
             )
-            functional = exported.run_decompositions({})
+            guards = getattr(exported, "_guards_code", None) or []
+            tied = [guard for guard in guards if not _HARMLESS_GUARD.match(guard)]
+            if tied and free:
+                reasons.append(tied[0])
+                continue
+            # Most of the time goes here, so only for the graph that is kept.
+            return exported.run_decompositions({}), _size_notes(free)
         except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward
             error = failure
-            continue
-        tied = [guard for guard in (getattr(exported, "_guards_code", None) or []) if not _HARMLESS_GUARD.match(guard)]
-        if tied and free:
-            reasons.append(tied[0])
-            continue
-        return functional, _size_notes(free)
     detail = f"{type(error).__name__}: {_first_line(error)}" if error else f"sizes tied by {reasons[-1]}"
     raise TraceError(
         f"torch.export cannot trace this model ({detail})",

@@ -201,7 +201,7 @@ def nets(draw: st.DrawFn) -> nn.Module:
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=70,
+    max_examples=60,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
