@@ -51,7 +51,7 @@ def trace(
     kwargs = kwargs or {}
     with _in_eval_mode(module), torch.no_grad(), _quiet():
         functional, notes = _export(module, args, kwargs, may_vary)
-    return _to_program(functional, (args, kwargs), notes)
+    return _to_program(functional, notes)
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def _first_line(error: BaseException | None) -> str:
     return "".join(c for c in text if c.isprintable())[:200]
 
 
-def _to_program(exported: ExportedProgram, example: Any, notes: list[str]) -> Program:
+def _to_program(exported: ExportedProgram, notes: list[str]) -> Program:
     """Copy the exported graph: lifted tensors become ``get_attr`` nodes by key, metadata becomes plain values."""
     signature = exported.graph_signature
     keys = {
@@ -244,9 +244,9 @@ class _Copier:
         source = node.args[0] if node.args else None
         if node.target is operator.getitem and isinstance(source, fx.Node) and source.target in _NORMS:
             return self.env[source] if node.args[1] == 0 else None
-        if node.target is aten.slice.Tensor and _is_whole(node, node.args[1:]):
+        if node.target is aten.slice.Tensor and _is_whole(node.args[1:]):
             return self.env[node.args[0]]  # type: ignore[index]
-        if node.target is aten.slice_scatter.default and _is_whole(node, node.args[2:]):
+        if node.target is aten.slice_scatter.default and _is_whole(node.args[2:]):
             return self.env[node.args[1]]  # type: ignore[index]
         if node.target is aten.copy.default and _same_value(node.args[0], node.args[1]):
             return self.env[node.args[1]]  # type: ignore[index]
@@ -277,7 +277,7 @@ class _Copier:
             copy.meta["size"] = _hint(value)
 
 
-def _is_whole(node: fx.Node, window: tuple[Any, ...]) -> bool:
+def _is_whole(window: tuple[Any, ...]) -> bool:
     """Whether a slice window (dim, start, end, step) takes everything."""
     defaults = (0, 0, None, 1)
     start, end, step = (window[i] if i < len(window) else defaults[i] for i in (1, 2, 3))
