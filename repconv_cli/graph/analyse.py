@@ -90,10 +90,9 @@ def _combine(
         except InexactError as reason:
             analysis.reasons.setdefault(node, []).append(reason.found)
             continue
-        if term.convolutions or not step.fixes_layout:
-            terms[anchor] = term
-            if term.offset.ndim > 1:
-                analysis.reasons.setdefault(node, []).append("a constant that differs at the border")
+        terms[anchor] = term
+        if term.offset.ndim > 1:
+            analysis.reasons.setdefault(node, []).append("a constant that differs at the border")
     return terms
 
 

@@ -32,6 +32,8 @@ _DROPPED = {
 _NORMS = {aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats}
 # In a functional graph these give their first argument's values under another name.
 _ALIASES = {aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default}
+# A view demands a memory layout, which fusing (or the user, with ``channels_last``) may change; a reshape takes any.
+_VIEWS = {aten.view.default, aten._unsafe_view.default}
 
 
 def trace(
@@ -233,6 +235,8 @@ class _Copier:
             self.env[node] = self._batch_norm(node)
         else:
             self.env[node] = self.graph.node_copy(node, lambda n: self.env[n])
+            if node.target in _VIEWS:
+                self.env[node].target = aten.reshape.default
         self._describe(node, self.env[node])
 
     def _alias(self, node: fx.Node) -> Any:

@@ -140,6 +140,4 @@ def same_values(call: Call) -> Step | None:
     x = call.variable(call.operand(1 if call.node.target is aten.copy.default else 0))
     if x is None or x.meta["shape"] != call.node.meta["shape"]:
         return None
-    # A view after it may need the layout that it makes; a convolution makes that layout itself.
-    fixes_layout = call.node.target is aten.contiguous.default or "memory_format" in call.node.kwargs
-    return Step((x,), lambda terms, _: terms[0], fixes_layout=fixes_layout)
+    return Step((x,), lambda terms, _: terms[0])

@@ -17,16 +17,12 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Step:
-    """The nodes whose terms a node's term is made of, and how.
-
-    ``fixes_layout`` marks a copy whose result's memory layout matters: it cannot be left out for its values alone.
-    """
+    """The nodes whose terms a node's term is made of, and how."""
 
     inputs: tuple[fx.Node, ...]
     combine: Callable[[tuple[Term, ...], Anchor], Term]
     leaf: Leaf | None = None
     label: str = ""
-    fixes_layout: bool = False
 
 
 @dataclass(frozen=True)
