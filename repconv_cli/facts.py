@@ -45,8 +45,9 @@ def input_facts(program: Program, is_guessed: bool) -> InputFacts:
 def totals(plan: Plan, fused: Program | None = None) -> Totals:
     """Return the counts of the whole model, from the fused graph where there is one, else from the plan."""
     before, after = _counts(plan.program), _planned(plan) if fused is None else _counts(fused)
-    macs = sum(cost_of_node(node, plan.analysis.steps).macs for node in plan.program.graph.nodes)
-    saved = sum(_saved(block.choice) for block in plan.blocks)
+    samples = plan.program.samples()
+    macs = sum(cost_of_node(node, plan.analysis.steps).macs for node in plan.program.graph.nodes) // samples
+    saved = sum(_saved(block.choice) for block in plan.blocks) // samples
     changes = {name: Change(before[name], after[name]) for name in ("convs", "norms", "ops", "params")}
     return Totals(**changes, macs=Change(macs, macs - saved))
 

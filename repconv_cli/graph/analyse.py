@@ -12,7 +12,7 @@ from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import Step, aten, describe
-from repconv_cli.graph.terms import Anchor, Term, takeable_geometry
+from repconv_cli.graph.terms import Anchor, Term, moves_after, takeable_geometry
 
 # A node is expressed on its nearest anchors only, so that a long chain of linear operators costs linear time.
 MAX_ANCHORS = 16
@@ -20,7 +20,7 @@ MAX_ANCHORS = 16
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of one sample, and operations."""
+    """Multiply-accumulates of the traced example, all its samples, and operations."""
 
     macs: int = 0
     ops: int = 0
@@ -30,6 +30,10 @@ class Cost:
 
     def __sub__(self, other: Cost) -> Cost:
         return Cost(self.macs - other.macs, self.ops - other.ops)
+
+    def per_sample(self, samples: int) -> Cost:
+        """Return the cost of one of ``samples``."""
+        return Cost(self.macs // samples, self.ops)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Analysis:
     """What is known of each node: its step, its candidates by anchor, and why a rule did not hold."""
 
     constants: Constants
+    samples: int = 1
     steps: dict[fx.Node, Step] = field(default_factory=dict)
     candidates: dict[fx.Node, dict[fx.Node, Candidate]] = field(default_factory=dict)
     reasons: dict[fx.Node, list[str]] = field(default_factory=dict)
@@ -53,7 +58,7 @@ class Analysis:
 
 def analyse(program: Program) -> Analysis:
     """Return the terms of every node of ``program``. No kernel is computed."""
-    analysis = Analysis(Constants(program))
+    analysis = Analysis(Constants(program), program.samples())
     available: dict[fx.Node, dict[fx.Node, Term]] = {}
     for node in program.graph.nodes:
         if "shape" not in node.meta or node in analysis.constants:
@@ -107,17 +112,18 @@ def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
     """Return what one operator (two with explicit padding, none for the anchor itself) would cost."""
     if term.offset.ndim > 1:
         return None
-    if term.is_identity():
-        return Cost()
+    moved = Cost(0, moves_after(term, anchor))
+    if term.keeps_values():
+        return moved
     if term.axis is None or term.geometry is None:
-        return Cost(0, 1)
+        return moved + Cost(0, 1)
     geometry = takeable_geometry(term, anchor)
     if not term.convolutions:
-        return Cost(0, 1) if geometry.is_diagonal() else None
+        return moved + Cost(0, 1) if geometry.is_diagonal() else None
     if not _can_be_padded(geometry, anchor.sizes(term.axis)):
         return None
     macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
-    return Cost(macs, 1 if pads_itself(term, anchor) else 2)
+    return moved + Cost(macs, 1 if pads_itself(term, anchor) else 2)
 
 
 def _can_be_padded(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
@@ -176,11 +182,10 @@ def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:
         return Cost()
     step = steps.get(node)
     if step is not None and step.leaf is not None and step.leaf.is_layer:
-        source = Anchor.of(step.inputs[0])
+        shape = step.inputs[0].meta["shape"]
         axes = step.leaf.geometry.axes
-        sizes = source.shape[2:] if axes else ()
-        positions = 1 if axes else prod(source.shape[1:-1])
-        return Cost(step.leaf.geometry.multiply_accumulates(sizes) * positions, 1)
+        positions = shape[0] if axes else prod(shape[:-1])
+        return Cost(step.leaf.geometry.multiply_accumulates(shape[2:] if axes else ()) * positions, 1)
     return Cost(_other_macs(node), 1)
 
 
@@ -188,12 +193,12 @@ _MATRIX_PRODUCTS = {aten.mm.default, aten.bmm.default, aten.matmul.default, aten
 
 
 def _other_macs(node: fx.Node) -> int:
-    """Return the multiply-accumulates of a matrix product or a convolution that is no constant map, of one sample."""
+    """Return the multiply-accumulates of a matrix product or a convolution that is no constant map."""
     sources: list[tuple[int, ...]] = [
         a.meta["shape"] for a in node.args if isinstance(a, fx.Node) and "shape" in a.meta
     ]
     shape: tuple[int, ...] = node.meta.get("shape", (0, 0))
-    values = prod(shape[1:])
+    values = prod(shape)
     if node.target in _MATRIX_PRODUCTS and len(sources) >= 2 and sources[-2]:
         return values * sources[-2][-1]
     if is_convolution(node) and len(sources) >= 2:

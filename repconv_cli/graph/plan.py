@@ -13,7 +13,7 @@ from repconv_cli.graph.kind import branches_of, kind_of
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.refusals import Refusal, find_refusals
 from repconv_cli.graph.select import Choice, select
-from repconv_cli.graph.terms import takeable_geometry
+from repconv_cli.graph.terms import is_written_as_linear, takeable_geometry
 
 
 @dataclass(frozen=True)
@@ -103,25 +103,22 @@ class _Naming:
     def block(self, choice: Choice) -> Block:
         removed = (choice.node, *choice.freed)
         sources = self._sources(removed)
-        term, anchor = choice.candidate.term, choice.candidate.anchor
-        is_identity = term.is_identity()
-        shape: tuple[int, ...] = ()
-        if not is_identity:
-            shape = takeable_geometry(term, anchor).weight_shape if term.geometry is not None else (1,)
-        target = "" if is_identity else self._target(choice, sources, shape)
+        anchor = choice.candidate.anchor
+        shape = _weight_shape(choice)
+        target = self._target(choice, sources, shape) if shape else ""
         branches = branches_of(choice.node, anchor.node, self.analysis.steps)
         return Block(
             name=self._name(branches, sources, target, choice),
-            kind=kind_of(choice.node, anchor.node, self.analysis.steps),
+            kind="identity" if not shape else kind_of(choice.node, anchor.node, self.analysis.steps),
             branches=branches,
             choice=choice,
             sources=tuple(sources),
             target=target,
             weight_shape=shape,
-            before=choice.before,
-            after=choice.candidate.cost,
+            before=choice.before.per_sample(self.program.samples()),
+            after=choice.candidate.cost.per_sample(self.program.samples()),
             params_before=self._parameters(sources),
-            params_after=0 if is_identity else _product(shape) + shape[0],
+            params_after=_product(shape) + shape[0] if shape else 0,
             convs_before=sum(is_convolution(node) for node in removed),
             convs_after=int(_is_written_as_convolution(choice)),
             norms_before=sum(is_norm(node) for node in removed),
@@ -189,10 +186,19 @@ def _common_path(keys: list[str]) -> str:
     return ".".join(shared)
 
 
+def _weight_shape(choice: Choice) -> tuple[int, ...]:
+    """Return the shape of the new weight, ``()`` where the block needs none."""
+    term, anchor = choice.candidate.term, choice.candidate.anchor
+    if term.geometry is None:
+        return ()
+    shape = takeable_geometry(term, anchor).weight_shape
+    return shape[:2] if is_written_as_linear(term, anchor) else shape
+
+
 def _is_written_as_convolution(choice: Choice) -> bool:
     """Whether the new operator is a convolution, not a linear layer, a scale or nothing."""
     term = choice.candidate.term
-    return term.geometry is not None and bool(term.geometry.axes) and term.convolutions > 0
+    return term.convolutions > 0 and not is_written_as_linear(term, choice.candidate.anchor)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -95,6 +95,10 @@ class Program:
         """Return the user input nodes in order."""
         return [node for node in self.graph.nodes if node.op == "placeholder"]
 
+    def samples(self) -> int:
+        """Return how many samples the traced example holds: by this, counts are divided to be those of one."""
+        return next((info.example[0] for info in self.inputs if len(info.example) > 1), 1)
+
     def output_nodes(self) -> list[fx.Node]:
         """Return the nodes whose values the model gives, in order."""
         return list(self.graph.output_node().args[0])  # type: ignore[arg-type]

@@ -13,6 +13,8 @@ from repconv_cli.graph.rules import aten
 from repconv_cli.graph.select import Choice
 
 _SUMS = {aten.add.Tensor, aten.sub.Tensor}
+# Only that the axes of a value change places is not worth a word where nothing else could be fused.
+_MOVES = {aten.reshape.default, aten.permute.default, aten.transpose.int, aten.squeeze.dims, aten.unsqueeze.default}
 _SCALES = {aten.mul.Tensor, aten.div.Tensor}
 
 
@@ -51,7 +53,7 @@ def _reason_to_stop(choice: Choice, analysis: Analysis) -> str | None:
 def _reason(node: fx.Node, analysis: Analysis) -> str | None:
     """Return why ``node`` was left, or None if it never looked like a candidate."""
     known = analysis.reasons.get(node)
-    if known and _looks_fusible(node, analysis):
+    if known and node.target not in _MOVES and _looks_fusible(node, analysis):
         return known[0]
     is_merge = node in analysis.steps and len(analysis.steps[node].inputs) > 1
     composed = [c for c in analysis.candidates.get(node, {}).values() if c.term.kernels > (0 if is_merge else 1)]
@@ -89,9 +91,10 @@ def _cost_reason(node: fx.Node, composed: list[Candidate], analysis: Analysis) -
     nearest = min(composed, key=lambda c: c.cost.macs)
     region = _between(node, nearest.anchor.node, analysis)
     now = sum(cost_of_node(n, analysis.steps).macs for n in region)
-    if now and nearest.cost.macs > now:
-        factor = nearest.cost.macs / now
-        return f"exact as one convolution, but {factor:.3g} times the work ({now:,} → {nearest.cost.macs:,} MACs)"
+    then = nearest.cost.macs
+    if now and then > now:
+        counts = f"{now // analysis.samples:,} → {then // analysis.samples:,} MACs"
+        return f"exact as one convolution, but {then / now:.3g} times the work ({counts})"
     return "exact as one convolution, but its inner values are also read elsewhere, so nothing would be saved"
 
 
@@ -113,6 +116,8 @@ def _norm_reason(node: fx.Node, analysis: Analysis) -> str:
         if analysis.reasons.get(reader):
             return f"cannot be folded into what reads it: {analysis.reasons[reader][0]}"
     source = node.args[0]
+    if isinstance(source, fx.Node) and source in analysis.reasons:
+        return f"cannot be folded into what it reads: {analysis.reasons[source][0]}"
     readers = len(source.users) if isinstance(source, fx.Node) else 0
     before = _spoken(source) if isinstance(source, fx.Node) else "the input"
     if readers > 1:

@@ -12,10 +12,11 @@ from repconv_cli.algebra import ConvMap, Geometry, regroup, widen
 from repconv_cli.algebra.convmap import transposed_weight
 from repconv_cli.errors import UnprovenError
 from repconv_cli.graph.analyse import is_torch_same, symmetric_padding
+from repconv_cli.graph.arrange import moves
 from repconv_cli.graph.plan import Block, Plan
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import aten
-from repconv_cli.graph.terms import takeable_geometry
+from repconv_cli.graph.terms import is_written_as_linear, moves_first, takeable_geometry
 
 _CONVOLUTIONS = {1: aten.conv1d, 2: aten.conv2d, 3: aten.conv3d}
 _TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
@@ -31,9 +32,26 @@ class Fusion:
 
 
 def fuse_block(block: Block) -> Fusion:
-    """Return the one operator of ``block``, its kernel computed in float64."""
+    """Return the one operator of ``block``, its kernel computed in float64, and what moves its axes into place."""
     term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
-    if term.is_identity():
+    fusion = _operator(block)
+    if term.layout is None:
+        return fusion
+    steps = moves(term.layout, len(anchor.shape))
+
+    def arrange(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        for target, operands in steps:
+            x = graph.call_function(target, (x, *operands))
+        return x
+
+    if moves_first(term) and is_written_as_linear(term, anchor):
+        return replace(fusion, emit=lambda graph, x: fusion.emit(graph, arrange(graph, x)))
+    return replace(fusion, emit=lambda graph, x: arrange(graph, fusion.emit(graph, x)))
+
+
+def _operator(block: Block) -> Fusion:
+    term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
+    if term.keeps_values():
         return Fusion(block, {}, lambda graph, x: x)
     if term.axis is None or term.recipe is None:
         return _number(block)
@@ -47,8 +65,8 @@ def fuse_block(block: Block) -> Fusion:
     bias = term.offset.expand(geometry.out_channels).contiguous()
     if not term.convolutions and geometry.is_diagonal():
         return _scale_and_shift(block, kernel.weight.flatten(), bias)
-    if not geometry.axes:
-        return _linear(block, kernel.weight, bias)
+    if is_written_as_linear(term, anchor):
+        return _linear(block, kernel.weight.flatten(1), bias)
     if geometry.transposed:
         return _transposed(block, kernel, bias)
     return _convolution(block, kernel, bias)
@@ -158,8 +176,7 @@ def rewrite(plan: Plan, fusions: tuple[Fusion, ...]) -> Program:
         fusion = by_node.get(node)
         if fusion is not None:
             env[node] = fusion.emit(graph, env[fusion.block.anchor])
-            if not fusion.block.choice.candidate.term.is_identity():
-                _describe(env[node], node)
+            _describe(env[node], node, env[fusion.block.anchor])
         elif node not in freed:
             env[node] = graph.node_copy(node, lambda n: env[n])
             env[node].meta = dict(node.meta)
@@ -171,9 +188,14 @@ def rewrite(plan: Plan, fusions: tuple[Fusion, ...]) -> Program:
     return replace(program, graph=graph, tensors=tensors, parameters=parameters)
 
 
-def _describe(new: fx.Node, old: fx.Node) -> None:
+def _describe(new: fx.Node, old: fx.Node, anchor: fx.Node) -> None:
+    """Give the operators that a block became its module; only the last one's value is the block's."""
+    if new is anchor:
+        return
     new.meta = dict(old.meta)
-    # Explicit padding before the convolution is an operation of the same module.
-    for source in new.all_input_nodes:
-        if is_computation(source) and not source.meta:
+    stack = list(new.all_input_nodes)
+    while stack:
+        source = stack.pop()
+        if source is not anchor and is_computation(source) and not source.meta:
             source.meta = {"module": old.meta.get("module", ""), "dtype": old.meta["dtype"]}
+            stack.extend(source.all_input_nodes)

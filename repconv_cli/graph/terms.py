@@ -25,6 +25,7 @@ from repconv_cli.algebra.geometry import (
 )
 from repconv_cli.algebra.operations import through
 from repconv_cli.errors import InexactError
+from repconv_cli.graph.arrange import Layout, Size, moves, reshaped, unmoved
 
 # Two ways to compute one constant (a norm's shift, a border's value) differ by float64 rounding and no more.
 _FIELD_TOLERANCE = 1e-12
@@ -80,8 +81,8 @@ class Anchor:
         return self.shape[2 : 2 + self.dims(axis)]
 
     def positions(self, axis: int) -> int:
-        """Positions of one sample that a map without spatial axes is applied at."""
-        return 1 if self.dims(axis) else prod(self.shape[1:-1])
+        """How often a map over the spatial axes is applied: once a sample, without any at each position."""
+        return self.shape[0] if self.dims(axis) else prod(self.shape[:-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,8 @@ class Term:
     """``factor * x + offset`` before a channel axis is known (``axis`` None), else ``recipe`` applied plus ``offset``.
 
     ``offset`` is ``()``, ``(O,)``, or a field ``(O, *spatial)``, float64. ``convolutions`` counts the convolution
-    and linear layers inside, ``kernels`` those and the pools.
+    and linear layers inside, ``kernels`` those and the pools. ``axis`` and the rest speak of the anchor's axes;
+    ``layout`` says where the node has them, None where they are unmoved.
     """
 
     axis: int | None = None
@@ -99,10 +101,15 @@ class Term:
     offset: Tensor = torch.zeros((), dtype=torch.float64)  # noqa: RUF009 - never written to
     convolutions: int = 0
     kernels: int = 0
+    layout: Layout | None = None
+
+    def keeps_values(self) -> bool:
+        """Whether it holds the anchor's values, each untouched."""
+        return self.axis is None and self.factor == 1.0 and not bool(self.offset.any())
 
     def is_identity(self) -> bool:
-        """Whether it is the anchor itself, untouched."""
-        return self.axis is None and self.factor == 1.0 and not bool(self.offset.any())
+        """Whether it is the anchor itself."""
+        return self.keeps_values() and self.layout is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +127,16 @@ class Leaf:
     is_layer: bool = True
 
 
+def channel_axis(term: Term, axis: int, anchor: Anchor) -> int:
+    """Return the anchor's axis that is the node's ``axis``, to be taken for the channels."""
+    held = (axis,) if term.layout is None else term.layout[axis]
+    if len(held) != 1 or held[0] not in (1, len(anchor.shape) - 1):
+        raise InexactError("channels that are merged with, or moved among, other axes")
+    return held[0]
+
+
 def lift(term: Term, axis: int, anchor: Anchor) -> Term:
-    """Return ``term`` with a known channel ``axis``: a factor becomes a depthwise 1x1."""
+    """Return ``term`` with the anchor's ``axis`` for its channels: a factor becomes a depthwise 1x1."""
     if term.axis is not None:
         if term.axis != axis:
             raise InexactError(f"channels on axis {term.axis} beside channels on axis {axis}")
@@ -130,7 +145,7 @@ def lift(term: Term, axis: int, anchor: Anchor) -> Term:
     factor = term.factor
     recipe = Recipe(lambda _: scale_map(torch.full((channels,), factor, dtype=torch.float64), dims=dims))
     geometry = Geometry(channels, channels, channels, (Axis(),) * dims)
-    return Term(axis, geometry, recipe, 1.0, term.offset.expand(channels), term.convolutions, term.kernels)
+    return replace(term, axis=axis, geometry=geometry, recipe=recipe, factor=1.0, offset=term.offset.expand(channels))
 
 
 def _known(term: Term) -> tuple[int, Geometry, Recipe]:
@@ -153,8 +168,29 @@ def _middle_sizes(term: Term, anchor: Anchor) -> tuple[int | None, ...]:
     )
 
 
+def _fitted(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Leaf:
+    """Return ``leaf`` over the anchor's spatial axes; where the positions were rearranged only a 1x1 can be."""
+    if term.layout is None:
+        return leaf
+    if not leaf.geometry.is_pointwise():
+        raise InexactError("a kernel over positions that were rearranged")
+    dims = anchor.dims(axis)
+    geometry = replace(leaf.geometry, axes=(Axis(),) * dims)
+
+    def make() -> ConvMap:
+        kernel = leaf.make()
+        return ConvMap(kernel.weight.reshape(geometry.weight_shape), kernel.bias, geometry)
+
+    return replace(leaf, geometry=geometry, make=make)
+
+
 def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
-    """Return ``leaf(term)``. The border rule judges the linear part; the constant must be what the padding reads."""
+    """Return ``leaf(term)``, whose channels lie on the node's ``axis``.
+
+    The border rule judges the linear part; the constant must be what the padding reads.
+    """
+    axis = channel_axis(term, axis, anchor)
+    leaf = _fitted(leaf, term, axis, anchor)
     inner = lift(term, axis, anchor)
     _, geometry, recipe = _known(inner)
     sizes = anchor.sizes(axis)
@@ -168,6 +204,7 @@ def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
         offset=offset,
         convolutions=inner.convolutions + leaf.is_layer,
         kernels=inner.kernels + leaf.has_kernel,
+        layout=term.layout,
     )
 
 
@@ -208,10 +245,10 @@ def _padded_field(leaf: Leaf, inner: Term, anchor: Anchor) -> Tensor:
 
 
 def scale_term(term: Term, scale: Tensor | float, shift: Tensor | float, axis: int | None, anchor: Anchor) -> Term:
-    """Return ``scale * term + shift``: one number each (``axis`` None), or ``(C,)`` along channel ``axis``."""
+    """Return ``scale * term + shift``: one number each (``axis`` None), or ``(C,)`` along the node's ``axis``."""
     if axis is None and term.axis is None:
         return replace(term, factor=term.factor * float(scale), offset=term.offset * scale + shift)
-    lifted = lift(term, axis if axis is not None else term.axis, anchor)  # type: ignore[arg-type]
+    lifted = lift(term, channel_axis(term, axis, anchor), anchor) if axis is not None else term
     _, geometry, recipe = _known(lifted)
     channels = geometry.out_channels
     per_channel = torch.as_tensor(scale, dtype=torch.float64).expand(channels)
@@ -223,6 +260,7 @@ def scale_term(term: Term, scale: Tensor | float, shift: Tensor | float, axis: i
 
 def add_terms(left: Term, right: Term, sign: int, anchor: Anchor) -> Term:
     """Return ``left + sign * right``."""
+    _check_layouts((left, right))
     if left.axis is None and right.axis is None:
         return replace(
             left,
@@ -239,7 +277,13 @@ def add_terms(left: Term, right: Term, sign: int, anchor: Anchor) -> Term:
     combine = merge if sign > 0 else subtract
     recipe = Recipe(lambda maps: combine(maps[0], maps[1], sizes), (_known(a)[2], _known(b)[2]))
     offset = _aligned(a.offset, b.offset.ndim) + sign * _aligned(b.offset, a.offset.ndim)
-    return Term(axis, geometry, recipe, 1.0, _settled(offset), a.convolutions + b.convolutions, a.kernels + b.kernels)
+    convolutions, kernels = a.convolutions + b.convolutions, a.kernels + b.kernels
+    return Term(axis, geometry, recipe, 1.0, _settled(offset), convolutions, kernels, left.layout)
+
+
+def _check_layouts(terms: tuple[Term, ...]) -> None:
+    if any(term.layout != terms[0].layout for term in terms):
+        raise InexactError("branches whose positions are arranged differently")
 
 
 def _aligned(offset: Tensor, ndim: int) -> Tensor:
@@ -256,22 +300,24 @@ def _settled(offset: Tensor) -> Tensor:
     return flat[:, flat.shape[1] // 2] if is_uniform else offset
 
 
-def concatenate_terms(terms: tuple[Term, ...], anchor: Anchor) -> Term:
-    """Return the outputs of ``terms`` side by side along the channels."""
-    lifted = [lift(term, 1, anchor) for term in terms]
-    sizes = anchor.sizes(1)
+def concatenate_terms(terms: tuple[Term, ...], axis: int, anchor: Anchor) -> Term:
+    """Return the outputs of ``terms`` side by side along the channels, the node's ``axis``."""
+    _check_layouts(terms)
+    axis = channel_axis(terms[0], axis, anchor)
+    lifted = [lift(term, axis, anchor) for term in terms]
+    sizes = anchor.sizes(axis)
     geometry = concatenate_geometry(tuple(_known(term)[1] for term in lifted), sizes)
     recipe = Recipe(lambda maps: concatenate(tuple(maps), sizes), tuple(_known(term)[2] for term in lifted))
     if any(_is_field(term) for term in lifted):
         raise InexactError("a constant that differs at the border inside a concatenation")
     offset = torch.cat([term.offset for term in lifted])
     convolutions, kernels = (sum(getattr(term, name) for term in lifted) for name in ("convolutions", "kernels"))
-    return Term(1, geometry, recipe, 1.0, offset, convolutions, kernels)
+    return Term(axis, geometry, recipe, 1.0, offset, convolutions, kernels, terms[0].layout)
 
 
 def select_term(term: Term, start: int, stop: int, axis: int, anchor: Anchor) -> Term:
-    """Return output channels ``[start, stop)``."""
-    lifted = lift(term, axis, anchor)
+    """Return output channels ``[start, stop)`` of the node's ``axis``."""
+    lifted = lift(term, channel_axis(term, axis, anchor), anchor)
     _, geometry, recipe = _known(lifted)
     selected = select_geometry(geometry, start, stop)
     return replace(
@@ -284,6 +330,8 @@ def select_term(term: Term, start: int, stop: int, axis: int, anchor: Anchor) ->
 
 def overwrite_term(term: Term, value: Tensor, dim: int, window: slice, anchor: Anchor) -> Term:
     """Return ``term`` with a border strip set to a constant ``(O, ...)``; exact where only padding lies under it."""
+    if term.layout is not None:
+        raise InexactError("a strip is written over positions that were rearranged")
     lifted = lift(term, 1, anchor)
     _, geometry, _ = _known(lifted)
     axis = geometry.axes[dim - 2]
@@ -304,6 +352,45 @@ def overwrite_term(term: Term, value: Tensor, dim: int, window: slice, anchor: A
     field = column.clone()
     field.narrow(dim - 1, first, last - first).copy_(value.expand(field.narrow(dim - 1, first, last - first).shape))
     return replace(lifted, offset=_settled(field))
+
+
+def permute_term(term: Term, order: tuple[int, ...], anchor: Anchor) -> Term:
+    """Return ``term`` with the node's axes in another order."""
+    layout = term.layout or unmoved(len(anchor.shape))
+    return _arranged(term, tuple(layout[axis] for axis in order), anchor)
+
+
+def reshape_term(term: Term, shape: tuple[Size, ...], anchor: Anchor) -> Term:
+    """Return ``term`` with the node's axes merged, or merged axes apart again."""
+    sizes = list(zip(anchor.shape, anchor.free, strict=True))
+    if term.axis is not None:
+        _, geometry, _ = _known(term)
+        sizes[term.axis] = (geometry.out_channels, False)
+        outputs = geometry.output_sizes(anchor.example_sizes(term.axis))
+        sizes[2 : 2 + len(outputs)] = zip(outputs, anchor.free[2 : 2 + len(outputs)], strict=True)
+    layout = term.layout or unmoved(len(anchor.shape))
+    return _arranged(term, reshaped(layout, tuple(sizes), shape), anchor)
+
+
+def _arranged(term: Term, layout: Layout, anchor: Anchor) -> Term:
+    return replace(term, layout=None if layout == unmoved(len(anchor.shape)) else layout)
+
+
+def moves_after(term: Term, anchor: Anchor) -> int:
+    """Return how many operators bring the anchor's axes to where the node has them."""
+    return 0 if term.layout is None else len(moves(term.layout, len(anchor.shape)))
+
+
+def is_written_as_linear(term: Term, anchor: Anchor) -> bool:
+    """Whether ``term`` becomes a linear layer: no spatial axes, or a 1x1 that runs after its positions are moved."""
+    geometry = takeable_geometry(term, anchor)
+    is_map = bool(term.convolutions) and not geometry.transposed
+    return is_map and (not geometry.axes or (moves_first(term) and geometry.is_pointwise() and geometry.groups == 1))
+
+
+def moves_first(term: Term) -> bool:
+    """Whether channels come last at the node: a linear layer then runs on the moved tokens as they are."""
+    return term.layout is not None and term.layout[-1] == (term.axis,)
 
 
 def takeable_geometry(term: Term, anchor: Anchor) -> Geometry:

@@ -11,7 +11,14 @@ from torch import fx
 from repconv_cli.algebra import Axis, ConvMap, Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.rules.registry import Call, Step, aten, leaf_step, rule
-from repconv_cli.graph.terms import Leaf, concatenate_terms, overwrite_term, select_term
+from repconv_cli.graph.terms import (
+    Leaf,
+    concatenate_terms,
+    overwrite_term,
+    permute_term,
+    reshape_term,
+    select_term,
+)
 
 _PAD_MODES = {"constant": "zeros", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 # torch writes "to the end" as a very large index.
@@ -59,9 +66,10 @@ def concatenation(call: Call) -> Step | None:
     """Outputs side by side along the channels."""
     parts = [call.variable(part) for part in call.operand(0)]
     known = tuple(part for part in parts if part is not None)
-    if len(known) != len(parts) or call.operand(1, "dim", 0) not in (1, 1 - call.ndim):
+    axis = call.operand(1, "dim", 0) % call.ndim
+    if len(known) != len(parts) or axis == 0:
         return None
-    return Step(known, concatenate_terms)
+    return Step(known, lambda terms, anchor: concatenate_terms(terms, axis, anchor))
 
 
 def _window(call: Call, first: int, size: int) -> tuple[int, int, int | None, int | None] | None:
@@ -103,15 +111,49 @@ def split_part(call: Call) -> Step | None:
         return None
     split = Call(source, call.constants)
     x, sizes = split.variable(split.operand(0)), split.operand(1)
-    if x is None or split.operand(2, "dim", 0) not in (1, 1 - call.ndim):
+    axis = split.operand(2, "dim", 0) % call.ndim
+    if x is None or axis not in (1, call.ndim - 1):
         return None
     if isinstance(sizes, (list, tuple)):
         start = sum(sizes[:index])
     else:
-        width = sizes if source.target is aten.split.Tensor else -(-x.meta["shape"][1] // sizes)
+        width = sizes if source.target is aten.split.Tensor else -(-x.meta["shape"][axis] // sizes)
         start = index * width
-    stop = start + call.node.meta["shape"][1]
-    return Step((x,), lambda terms, anchor: select_term(terms[0], start, stop, 1, anchor))
+    stop = start + call.node.meta["shape"][axis]
+    return Step((x,), lambda terms, anchor: select_term(terms[0], start, stop, axis, anchor))
+
+
+@rule(aten.permute.default, aten.transpose.int, aten.t.default)
+def permute(call: Call) -> Step | None:
+    """A map on each position's channels runs before its axes change places as well as after."""
+    x = call.variable(call.operand(0))
+    if x is None:
+        return None
+    order = list(range(call.ndim))
+    if call.node.target is aten.permute.default:
+        order = [axis % call.ndim for axis in call.operand(1)]
+    else:
+        first, second = (call.operand(1, "dim0", 0) % call.ndim, call.operand(2, "dim1", 1) % call.ndim)
+        order[first], order[second] = order[second], order[first]
+    return Step((x,), lambda terms, anchor: permute_term(terms[0], tuple(order), anchor))
+
+
+@rule(
+    aten.reshape.default,
+    aten.view.default,
+    aten.flatten.using_ints,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.unsqueeze.default,
+)
+def reshape(call: Call) -> Step | None:
+    """A map on each position's channels runs before its other axes are merged as well as after."""
+    x = call.variable(call.operand(0))
+    if x is None:
+        return None
+    shape = tuple(zip(call.node.meta["shape"], call.node.meta["free"], strict=True))
+    return Step((x,), lambda terms, anchor: reshape_term(terms[0], shape, anchor))
 
 
 @rule(aten.slice_scatter.default)

@@ -1,0 +1,73 @@
+"""``Layout``: which of the anchor's axes each axis of a node holds, after permutes and reshapes.
+
+A map on the channels of each position does not care how the positions are arranged, so a term carries its
+arrangement beside its kernel: ``((0, 1), (2,))`` is ``(B, N, C)`` flattened to ``(B * N, C)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from repconv_cli.errors import InexactError
+
+aten = torch.ops.aten
+
+Layout = tuple[tuple[int, ...], ...]
+# An axis: its size at the traced example, and whether that is free.
+Size = tuple[int, bool]
+_ONE: Size = (1, False)
+
+
+def unmoved(ndim: int) -> Layout:
+    """Return the layout of the anchor itself."""
+    return tuple((axis,) for axis in range(ndim))
+
+
+def reshaped(layout: Layout, sizes: tuple[Size, ...], shape: tuple[Size, ...]) -> Layout:
+    """Return the layout after a reshape to ``shape``; ``sizes`` are those of the axes that ``layout`` names.
+
+    A reshape keeps the order of values, so each new axis must hold whole old ones in order. Axes of size 1 come and
+    go. Raises :class:`InexactError` where an axis would be cut.
+    """
+    axes = [axis for group in layout for axis in group]
+    spare = [axis for axis, size in enumerate(sizes) if size == _ONE and axis not in axes]
+    found: list[tuple[int, ...]] = []
+    for size in shape:
+        while axes and sizes[axes[0]] == _ONE != size:
+            spare.append(axes.pop(0))
+        if size == _ONE and not (axes and sizes[axes[0]] == _ONE):
+            found.append((spare.pop(spare.index(min(spare))),) if spare else ())
+            continue
+        group: list[int] = []
+        held = 1
+        while axes and (not group or held < size[0]):
+            group.append(axes.pop(0))
+            held *= sizes[group[-1]][0]
+        if not group or held != size[0] or (len(group) == 1 and sizes[group[0]][1] != size[1]):
+            raise InexactError("a reshape that cuts an axis")
+        found.append(tuple(group))
+    if any(sizes[axis] != _ONE for axis in axes):
+        raise InexactError("a reshape that cuts an axis")
+    return tuple(found)
+
+
+def moves(layout: Layout, ndim: int) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Return the operators, with what follows their first operand, that bring a value of the anchor's axes there."""
+    held = [axis for group in layout for axis in group]
+    found: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+    dropped = [axis for axis in range(ndim) if axis not in held]
+    if dropped:
+        found.append((aten.squeeze.dims, (dropped,)))
+    order = [sorted(held).index(axis) for axis in held]
+    if order != sorted(order):
+        found.append((aten.permute.default, (order,)))
+    position = 0
+    for group in layout:
+        if len(group) > 1:
+            found.append((aten.flatten.using_ints, (position, position + len(group) - 1)))
+        position += bool(group)
+    found.extend((aten.unsqueeze.default, (index,)) for index, group in enumerate(layout) if not group)
+    return found
