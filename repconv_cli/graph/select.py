@@ -29,14 +29,13 @@ class Ledger:
     def __init__(self, program: Program, analysis: Analysis) -> None:
         self.analysis = analysis
         self.costs = {node: cost_of_node(node, analysis.steps) for node in program.graph.nodes}
-        self.readers: Counter[fx.Node] = Counter()
-        for node in program.graph.nodes:
-            self.readers.update(node.all_input_nodes)
+        self.readers = {node: set(node.users) for node in program.graph.nodes}
         self.sources: dict[fx.Node, list[fx.Node]] = {}
+        self.choices: dict[fx.Node, Choice] = {}
 
     def is_needed(self, node: fx.Node) -> bool:
         """Whether some computed node, or the caller, reads ``node``."""
-        return self.readers[node] > 0
+        return bool(self.readers[node])
 
     def sources_of(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes that ``node`` reads as chosen so far."""
@@ -50,28 +49,32 @@ class Ledger:
         while stack:
             source = stack.pop()
             removed[source] += 1
-            if source is not anchor and removed[source] == self.readers[source] and source.op == "call_function":
+            if source is not anchor and removed[source] == len(self.readers[source]) and source.op == "call_function":
                 freed.append(source)
                 stack.extend(self.sources_of(source))
         return freed
 
-    def gain(self, node: fx.Node, candidate: Candidate) -> tuple[Gain, list[fx.Node]]:
-        """Return (multiply-accumulates saved, operations saved) by ``candidate``, and the freed nodes."""
-        freed = self.freed_by(node, candidate.anchor.node)
-        before = sum((self.costs[n] for n in freed), self.costs[node])
+    def gain(self, node: fx.Node, candidate: Candidate) -> Gain:
+        """Return (multiply-accumulates saved, operations saved) by ``candidate``."""
+        before = sum((self.costs[n] for n in self.freed_by(node, candidate.anchor.node)), self.costs[node])
         saved = before - candidate.cost
-        return (saved.macs, saved.ops), freed
+        return saved.macs, saved.ops
 
-    def take(self, node: fx.Node, candidate: Candidate) -> Choice:
-        """Make ``node`` read its anchor alone; return what that was."""
-        _, freed = self.gain(node, candidate)
-        before = sum((self.costs[n] for n in freed), self.costs[node])
+    def take(self, node: fx.Node, candidate: Candidate) -> None:
+        """Make ``node`` read its anchor alone; what was chosen for it, or for what it frees, goes into the choice."""
+        freed = self.freed_by(node, candidate.anchor.node)
         for reader in (node, *freed):
-            self.readers.subtract(self.sources_of(reader))
+            for source in self.sources_of(reader):
+                self.readers[source].discard(reader)
+        earlier = [self.choices.pop(n) for n in (node, *freed) if n in self.choices]
+        replaced = {choice.node for choice in earlier}
+        before = sum((self.costs[n] for n in (node, *freed) if n not in replaced), Cost())
+        before = sum((choice.before for choice in earlier), before)
+        all_freed = (*freed, *(n for choice in earlier for n in choice.freed))
+        self.choices[node] = Choice(node, candidate, all_freed, before)
         self.sources[node] = [candidate.anchor.node]
-        self.readers[candidate.anchor.node] += 1
+        self.readers[candidate.anchor.node].add(node)
         self.costs[node] = candidate.cost
-        return Choice(node, candidate, tuple(freed), before)
 
 
 def is_gain(gain: Gain) -> bool:
@@ -87,7 +90,6 @@ def select(program: Program, analysis: Analysis) -> list[Choice]:
     """
     ledger = Ledger(program, analysis)
     reachable = _reachable_gains(program, ledger)
-    choices: list[Choice] = []
     for node in reversed(program.graph.nodes):
         if not ledger.is_needed(node):
             continue
@@ -95,13 +97,32 @@ def select(program: Program, analysis: Analysis) -> list[Choice]:
         best: Candidate | None = None
         best_gain = max((reachable.get(source, (0, 0)) for source in node.all_input_nodes), default=(0, 0))
         for anchor, candidate in analysis.candidates.get(node, {}).items():
-            gain, _ = ledger.gain(node, candidate)
+            gain = ledger.gain(node, candidate)
             total = _plus(gain, reachable.get(anchor, (0, 0)))
             if is_gain(gain) and total > best_gain:
                 best, best_gain = candidate, total
         if best is not None:
-            choices.append(ledger.take(node, best))
-    return choices[::-1]
+            ledger.take(node, best)
+        _spread(node, ledger)
+    return [ledger.choices[node] for node in program.graph.nodes if node in ledger.choices]
+
+
+def _spread(node: fx.Node, ledger: Ledger) -> None:
+    """Take ``node`` into each of its readers, where that saves its computation: a norm that two convolutions read."""
+    readers = sorted(ledger.readers[node])
+    if node.op != "call_function" or len(readers) < 2:
+        return
+    found: list[tuple[fx.Node, Candidate]] = []
+    for reader in readers:
+        candidates = ledger.analysis.candidates.get(reader, {}).items()
+        beyond = [c for anchor, c in candidates if anchor is not node and anchor < node and ledger.is_needed(anchor)]
+        if not beyond:
+            return
+        found.append((reader, min(beyond, key=lambda c: (c.cost.macs, c.cost.ops))))
+    saved = sum((ledger.costs[reader] - candidate.cost for reader, candidate in found), ledger.costs[node])
+    if is_gain((saved.macs, saved.ops)):
+        for reader, candidate in found:
+            ledger.take(reader, candidate)
 
 
 def _reachable_gains(program: Program, ledger: Ledger) -> dict[fx.Node, Gain]:
@@ -113,7 +134,7 @@ def _reachable_gains(program: Program, ledger: Ledger) -> dict[fx.Node, Gain]:
             continue
         best = max((gains.get(source, (0, 0)) for source in node.all_input_nodes), default=(0, 0))
         for anchor, candidate in candidates.items():
-            gain, _ = ledger.gain(node, candidate)
+            gain = ledger.gain(node, candidate)
             if is_gain(gain):
                 best = max(best, _plus(gain, gains.get(anchor, (0, 0))))
         gains[node] = best
