@@ -1,227 +1,133 @@
-"""Random linear blocks between activations: fused or refused, they compute what the module computes."""
+"""Random nets, fused or refused, compute what the module computes; ``benchmarks/random_nets.py`` runs thousands."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn import functional
 
-from repconv_cli.graph.fuse import fuse_program
-from repconv_cli.graph.plan import count_ops
-from repconv_cli.graph.trace import trace
-from repconv_cli.verdict import random_inputs
-from tests.graph.models import NormAndPad, randomised
-from tests.graph.proof import TOLERANCE, difference, noise
+from repconv_cli.graph.interpret import run_program
+from tests.graph.nets import checking
+from tests.graph.nets.checking import WrongError, check, shrunk, with_valid_sizes
+from tests.graph.nets.drawing import draw_net
+from tests.graph.nets.language import Layer, Net, NetModule, record
+from tests.graph.proof import noise
 
-MODES = ("zeros", "reflect", "replicate", "circular")
+T = TypeVar("T")
 
 
-class Sum(nn.Module):
-    """Branches from one value, cropped to a common size and added with signs, or put side by side."""
+class HypothesisChance:
+    """Choices that hypothesis makes, remembers and shrinks."""
 
-    def __init__(
-        self, branches: list[nn.Module], signs: list[int], is_side_by_side: bool, starts_at_zero: bool
-    ) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-        self.signs, self.is_side_by_side, self.starts_at_zero = signs, is_side_by_side, starts_at_zero
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.draw = draw
 
-    def forward(self, x: Tensor) -> Tensor:
-        values = [branch(x) for branch in self.branches]
-        height, width = (min(value.shape[axis] for value in values) for axis in (2, 3))
-        values = [value[:, :, :height, :width] for value in values]
-        if self.is_side_by_side:
-            return torch.cat(values, 1)
-        total: Any = 0 if self.starts_at_zero else values[0]
-        for sign, value in zip(self.signs[not self.starts_at_zero :], values[not self.starts_at_zero :], strict=True):
-            total = total + value if sign > 0 else total - value
-        return total  # type: ignore[no-any-return]
-
-
-class Scale(nn.Module):
-    def __init__(self, channels: int, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-        self.value = nn.Parameter(torch.ones(channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        forms = {
-            "scale": lambda: self.value * x,
-            "shift": lambda: x + self.value,
-            "divide": lambda: x / (self.value + 3.0),
-            "negate": lambda: -x,
-            "from": lambda: 0.7 - x,
-            "half": lambda: x * 0.5,
-            "affine": lambda: (x - 0.485) / 0.229,
-        }
-        return forms[self.kind]()
-
-
-class Window(nn.Module):
-    """A crop, a subsampling, or a pad of its own."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def forward(self, x: Tensor) -> Tensor:
-        forms = {
-            "crop": lambda: x[:, :, 1:-1, 1:],
-            "every second": lambda: x[:, :, ::2, 1::2],
-            "pad": lambda: functional.pad(x, (1, 0, 0, 1)),
-            "pad with a value": lambda: functional.pad(x, (1, 1, 1, 1), value=0.5),
-            "pad by reflection": lambda: functional.pad(x, (1, 1, 0, 1), mode="reflect"),
-            "negative pad": lambda: functional.pad(x, (-1, 1, 0, -1)),
-        }
-        return forms[self.kind]()
-
-
-class Channels(nn.Module):
-    """Halves of the channels, swapped, or each through a layer of its own, or two that overlap."""
-
-    def __init__(self, kind: str, first: nn.Module, second: nn.Module) -> None:
-        super().__init__()
-        self.kind, self.first, self.second = kind, first, second
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "overlap":
-            return torch.cat([self.first(x[:, 1:3]), self.second(x[:, 0:2])], 1)
-        left, right = x.chunk(2, 1)
-        if self.kind == "swap":
-            return torch.cat([right, left], 1)
-        return torch.cat([self.first(left), self.second(right)], 1)
-
-
-class Tap(nn.Module):
-    """A value that is read both by what follows and by an activation."""
-
-    def __init__(self, inner: nn.Module, outer: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.outer = inner, outer
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.inner(x)
-        return self.outer(y) + 0 * y.sigmoid().mean()  # type: ignore[no-any-return]
+    def choice(self, options: Sequence[T]) -> T:
+        return self.draw(st.sampled_from(options))
 
 
 @st.composite
-def convolutions(draw: st.DrawFn, inputs: int, outputs: int, *, stride: int = 1) -> nn.Module:
-    groups = draw(st.sampled_from([g for g in (1, 1, 2, 4) if inputs % g == 0 and outputs % g == 0]))
-    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (1, 3), (3, 1), (2, 2), (5, 3)]))
-    dilation = draw(st.sampled_from([1, 1, 1, 2]))
-    whole = tuple((k - 1) * dilation // 2 for k in kernel)
-    padding = draw(st.sampled_from([whole, whole, whole, (0, 0)]))
-    mode = draw(st.sampled_from(MODES)) if draw(st.integers(0, 3)) == 0 else "zeros"
-    return nn.Conv2d(
-        inputs,
-        outputs,
-        kernel,
-        stride,
-        padding,
-        dilation,
-        groups,
-        bias=draw(st.booleans()),
-        padding_mode=mode,
-    )
+def nets(draw: st.DrawFn) -> Net:
+    return with_valid_sizes(draw_net(HypothesisChance(draw), draw(st.integers(0, 1000))))
 
 
-@st.composite
-def chains(draw: st.DrawFn, channels: int = 4, *, stride: int = 1, depth: int = 3) -> nn.Module:
-    """One branch: layers in a row that keep the channels, the first of which may have the stride."""
-    layers: list[nn.Module] = []
-    for index in range(draw(st.integers(0 if stride == 1 else 1, depth))):
-        step = stride if index == 0 else 1
-        kinds = ["conv", "conv", "norm", "pool", "scale", "window", "padded norm"] if step == 1 else ["conv", "pool"]
-        kind = draw(st.sampled_from(kinds))
-        if kind == "conv":
-            layers.append(draw(convolutions(channels, channels, stride=step)))
-        elif kind == "norm":
-            layers.append(nn.BatchNorm2d(channels, affine=draw(st.booleans())))
-        elif kind == "pool":
-            size = draw(st.sampled_from([2, 3]))
-            layers.append(
-                nn.AvgPool2d(size, step, draw(st.sampled_from([0, size // 2])), count_include_pad=draw(st.booleans()))
-            )
-        elif kind == "scale":
-            names = ["scale", "shift", "divide", "negate", "from", "half", "affine"]
-            layers.append(Scale(channels, draw(st.sampled_from(names))))
-        elif kind == "padded norm":
-            layers += [NormAndPad(channels, 1), nn.Conv2d(channels, channels, 3, bias=False)]
-        else:
-            names = ["crop", "every second", "pad", "pad with a value", "pad by reflection", "negative pad"]
-            layers.append(Window(draw(st.sampled_from(names))))
-    if draw(st.booleans()):
-        layers.append(nn.BatchNorm2d(channels))
-    return nn.Sequential(*layers)
+_SETTINGS = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
-@st.composite
-def sums(draw: st.DrawFn) -> tuple[nn.Module, int]:
-    """A sum of one to three branches (or their concatenation), and its number of channels."""
-    stride = draw(st.sampled_from([1, 1, 2]))
-    count = draw(st.integers(1, 3))
-    branches = [draw(chains(stride=stride)) for _ in range(count)]
-    signs = [draw(st.sampled_from([1, 1, -1])) for _ in range(count)]
-    is_side_by_side = count > 1 and draw(st.integers(0, 3)) == 0
-    return Sum(branches, signs, is_side_by_side, draw(st.booleans())), 4 * count if is_side_by_side else 4
+@settings(_SETTINGS, max_examples=300)
+@given(nets())
+def test_any_net_of_linear_blocks_computes_the_same_after_fusing(net: Net) -> None:
+    check(net)
 
 
-@st.composite
-def nets(draw: st.DrawFn) -> nn.Module:
-    """One or two blocks, each ended by what may follow a sum, with an activation between."""
-    layers: list[nn.Module] = []
-    for _ in range(draw(st.integers(1, 2))):
-        block, channels = draw(sums())
-        layers.append(block)
-        ending = draw(st.sampled_from(["none", "norm", "scale", "halves", "tap"]))
-        if ending == "norm":
-            layers.append(nn.BatchNorm2d(channels))
-        elif ending == "scale":
-            layers.append(Scale(channels, "scale"))
-        elif ending == "tap":
-            layers.append(Tap(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels)))
-        elif ending == "halves" and channels == 4:
-            kind = draw(st.sampled_from(["halves", "swap", "overlap"]))
-            layers.append(Channels(kind, draw(convolutions(2, 2)), nn.BatchNorm2d(2)))
-            if kind == "halves":
-                # The two halves must agree in size: only a convolution that keeps it does.
-                layers[-1].first = nn.Conv2d(2, 2, 3, padding=1)
-            elif kind == "overlap":
-                layers[-1].first = nn.Conv2d(2, 2, 1)
-        layers.append(nn.ReLU())
-        if channels != 4:
-            layers.append(nn.Conv2d(channels, 4, 1))
-    return nn.Sequential(*layers)
+@settings(_SETTINGS, max_examples=8)
+@given(nets())
+def test_any_net_computes_the_same_when_torch_exports_it(net: Net) -> None:
+    check(net, is_exported=True)
 
 
-@settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=60,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+def conv(out: int, kernel: tuple[int, ...], **options: object) -> dict[str, object]:
+    """Return a convolution's options: plain, unless told otherwise."""
+    ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
+    plain = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1, "bias": False}
+    return {"out": out, "kernel": kernel, **plain, **options}
+
+
+# Shrunk from nets that once failed, each named after what was wrong.
+KEPT: dict[str, Net] = {
+    "linear_on_tokens_of_a_free_batch": Net(
+        (2, 4, 3),
+        (
+            Layer("conv", (0,), conv(4, (2,), groups=4)),
+            Layer("tokens", (1,), {"out": 6, "bias": False}),
+        ),
+        (2,),
+    ),
+}
+
+
+@pytest.mark.parametrize("net", KEPT.values(), ids=KEPT.keys())
+def test_net_that_once_failed_computes_the_same(net: Net) -> None:
+    check(net)
+
+
+REP = Net(
+    (2, 4, 6, 6),
+    (
+        Layer("conv", (0,), conv(4, (3, 3), padding=(1, 1), bias=True)),
+        Layer("norm", (1,), {"affine": True}),
+        Layer("conv", (0,), conv(4, (1, 1))),
+        Layer("plus", (2, 3), {"sign": "-"}),
+        Layer("activation", (4,), {"op": "relu"}),
+        Layer("conv", (5,), conv(4, (1, 1)), like=2),
+    ),
+    (6, 5),
+    is_spatial_free=True,
 )
-@given(nets(), st.sampled_from([(9, 9), (8, 9), (10, 8)]), st.sampled_from([5, 2, 3, 4, 6, 7, 8, 1, 9, 10, 11, 0]))
-def test_any_net_of_linear_blocks_computes_the_same_after_fusing(
-    net: nn.Module, sizes: tuple[int, int], seed: int
-) -> None:
-    module = randomised(net, seed)
-    x = noise((2, 4, *sizes))
-    try:
+
+
+def test_the_recorded_graph_computes_what_the_module_computes() -> None:
+    module = NetModule(REP)
+    program = record(module)
+    for shape in ((2, 4, 6, 6), (3, 4, 7, 9)):
+        x = noise(shape)[0].double()
+        expected = module.double()(x)
+        found, _ = run_program(program, (x,))
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_fused_net_is_counted_and_compared_at_other_sizes() -> None:
+    outcome = check(REP)
+    assert (outcome.convs_before, outcome.convs_after, outcome.blocks) == (3, 2, 1)
+    assert outcome.shapes == 5
+
+
+@pytest.mark.parametrize("defect", ["bias", "weight"])
+def test_the_check_fails_for_a_fused_tensor_that_is_off(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checker that cannot fail checks nothing: one tensor of the fused program is changed by a millionth."""
+    in_float64 = checking.in_float64
+
+    def off(program: object) -> torch.nn.Module:
+        module = in_float64(program)  # type: ignore[arg-type]
         with torch.no_grad():
-            y = module(*x)
-    except RuntimeError:
-        return  # a kernel larger than what is left of the image, a reflection wider than it
-    if not y.numel() or not float(y.abs().max()):
-        return
-    # Free sizes cost most of the time in torch.export, so most nets have none: the seed tells which.
-    free = {0: (True, True, True, True), 1: (True, False, False, False)}.get(seed, (False,) * 4)
-    program = trace(module, x, may_vary=(free,))
-    found = fuse_program(program, random_inputs(program, 1, seed))
-    before, after = count_ops(found.plan.program), count_ops(found.program)
-    assert all(after[kind] <= before[kind] for kind in ("norms", "ops"))
-    assert difference(module, found.program, noise((3 if seed < 2 else 2, 4, *sizes), seed=1)) <= TOLERANCE
+            for name, tensor in module.named_parameters():
+                if name.startswith("conv0") and name.endswith(defect):
+                    tensor.view(-1)[0] += 1e-6
+        return module
+
+    monkeypatch.setattr(checking, "in_float64", off)
+    with pytest.raises(WrongError, match="outputs differ by"):
+        check(REP)
+
+
+def test_shrinking_keeps_what_fails_and_drops_the_rest() -> None:
+    def fails(net: Net) -> bool:
+        return any(layer.kind == "norm" for layer in net.layers)
+
+    smallest = shrunk(REP, fails)
+    assert [layer.kind for layer in smallest.layers] == ["norm"]
+    assert smallest.outputs == (1,)
