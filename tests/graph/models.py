@@ -16,7 +16,7 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            fan = max(parameter[0].numel(), 1)
+            fan = max(parameter[0].numel(), 1) if parameter.ndim else 1
             parameter.normal_(generator=generator).mul_(fan**-0.5)
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
