@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.graph.trace import trace
 from repconv_cli.results import OutputFacts, Result, SourceFacts, Verification
-from repconv_cli.verdict import Limits, compare, grown_inputs, random_inputs
+from repconv_cli.verdict import Limits, compare, proof_inputs, random_inputs
 
 FORMAT_VERSION = "1"
 DEFAULT_LIMITS = Limits()
@@ -248,7 +247,7 @@ def fuse(
     with clock.phase("Fusing"):
         fused = _fuse(program, options, clock.report)
     with clock.phase("Verifying"):
-        final = fused.in_dtype(program.dtype())
+        final = fused.program
         graph = to_json(final)
         stored = from_json(graph, final.tensors)
         verification = _compare(program, opened.module, stored, ProgramModule(stored), options)
@@ -294,8 +293,14 @@ def _fuse_result(
 
 
 def _fuse(program: Program, options: Options, progress: Progress | None) -> Fused:
-    inputs = chain(random_inputs(program, 1, options.seed), grown_inputs(program, options.seed))
-    return fuse_program(program, inputs, only=options.blocks, seed=options.seed, progress=progress)
+    return fuse_program(
+        program,
+        proof_inputs(program, options.seed),
+        dtype=program.dtype(),
+        only=options.blocks,
+        seed=options.seed,
+        progress=progress,
+    )
 
 
 def exit_code(result: Result, strict: bool) -> int:
@@ -323,7 +328,7 @@ def _compare(
 
 def _metadata(opened: Opened, fused: Fused, facts: Result, graph: str) -> dict[str, str]:
     """Return the file's metadata; no time and no absolute path, so that equal input gives equal bytes."""
-    key_map = {key: list(fusion.block.sources) for fusion in fused.fusions for key in fusion.tensors}
+    key_map = {key: list(fusion.block.sources) for fusion in fused.fusions for key in fusion.keys}
     verification = facts.verification
     assert verification is not None
     figures = {
@@ -414,7 +419,7 @@ def _require_same_call(program: Program, stored: Program, out: str) -> None:
 def _check_tensors(verification: Verification, program: Program, stored: Program, options: Options) -> Verification:
     """Compare every tensor in the file with what a new plan gives; name the first block that is off."""
     fused = _fuse(program, replace(options, blocks=None), None)
-    final = fused.in_dtype(program.dtype())
+    final = fused.program
     if set(final.tensors) != set(stored.tensors):
         reason = "the file's tensors are not those of a new plan, so they were judged by the outputs alone"
         return replace(verification, not_checked=(*verification.not_checked, reason))

@@ -29,7 +29,7 @@ class Difference:
 
 def first_difference(fused: Fused, expected: Program, found: Program) -> Difference | None:
     """Return the first tensor of ``found`` that is not ``expected``'s, blocks first and in their order; else None."""
-    by_block = [(fusion.block.name, key) for fusion in fused.fusions for key in fusion.tensors]
+    by_block = [(fusion.block.name, key) for fusion in fused.fusions for key in fusion.keys]
     made = {key for _, key in by_block}
     others = [(key, key) for key in expected.tensors if key not in made]
     off = [(name, key) for name, key in (*by_block, *others) if not _agree(expected.tensors[key], found.tensors[key])]
@@ -60,7 +60,7 @@ def first_block_off(fused: Fused, expected: Program, found: Program, inputs: tup
 
 def _readers(program: Program, fused: Fused) -> dict[str, fx.Node]:
     """Return the node that reads each block's own tensors, by the block's name."""
-    owner = {key: fusion.block.name for fusion in fused.fusions for key in fusion.tensors}
+    owner = {key: fusion.block.name for fusion in fused.fusions for key in fusion.keys}
     return {
         owner[str(source.target)]: node
         for node in program.graph.nodes

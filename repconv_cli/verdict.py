@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from repconv_cli.graph.interpret import run_program
-from repconv_cli.graph.program import Program
+from repconv_cli.graph.program import InputInfo, Program
 from repconv_cli.results import Verification
 
 # Beyond this share of the range, rounding of that dtype is no explanation.
@@ -58,18 +58,24 @@ def random_inputs(program: Program, samples: int, seed: int) -> Iterator[tuple[T
         yield tuple(_noise(info.example, info.dtype, generator) for info in program.inputs)
 
 
-def grown_inputs(program: Program, seed: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield one more input with every free size but the batch grown by one, if there is any such size.
+def proof_inputs(program: Program, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what the whole model is proved on in float64: noise, one sample where the batch is free.
 
-    What holds at the traced sizes only is seen there.
+    With other free sizes there is a second input, each of them grown by one: what holds at the traced sizes only is
+    seen there.
     """
+    traced = [tuple(_proof_size(info, axis) for axis in range(len(info.shape))) for info in program.inputs]
     grown = [
-        tuple(size + (axis > 0 and info.shape[axis] is None) for axis, size in enumerate(info.example))
-        for info in program.inputs
+        tuple(size + (axis > 0 and info.shape[axis] is None) for axis, size in enumerate(shape))
+        for shape, info in zip(traced, program.inputs, strict=True)
     ]
-    if grown != [info.example for info in program.inputs]:
-        generator = torch.Generator().manual_seed(seed)
-        yield tuple(_noise(shape, info.dtype, generator) for shape, info in zip(grown, program.inputs, strict=True))
+    for index, shapes in enumerate([traced, grown] if grown != traced else [traced]):
+        generator = torch.Generator().manual_seed(seed + index)
+        yield tuple(_noise(shape, info.dtype, generator) for shape, info in zip(shapes, program.inputs, strict=True))
+
+
+def _proof_size(info: InputInfo, axis: int) -> int:
+    return 1 if axis == 0 and info.shape[0] is None else info.example[axis]
 
 
 def _noise(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -108,8 +108,19 @@ def merge(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvMap:
     geometry = merge_geometry(left.geometry, right.geometry, _sizes(left, sizes))
     if left.geometry.out_channels != right.geometry.out_channels:
         raise InexactError(f"{left.geometry.out_channels} channels beside {right.geometry.out_channels}")
-    a, b = _onto(left, geometry), _onto(right, geometry)
-    return ConvMap(a.weight + b.weight, a.bias + b.bias, geometry)
+    weight = _onto(left, geometry).weight.clone()
+    _add_onto(weight, right, geometry)
+    return ConvMap(weight, left.bias + right.bias, geometry)
+
+
+def _add_onto(weight: Tensor, inner: ConvMap, geometry: Geometry) -> None:
+    """Add ``inner``'s taps to ``weight``, a kernel of ``geometry``, without writing zeros out for the other taps."""
+    grouped = regroup(widen(inner, geometry.reads, geometry.in_channels), geometry.groups)
+    if geometry.transposed:
+        weight += grouped.weight
+        return
+    places = tuple(_place(small, large) for small, large in zip(grouped.geometry.axes, geometry.axes, strict=True))
+    weight[(slice(None), slice(None), *places)] += grouped.weight
 
 
 def subtract(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvMap:

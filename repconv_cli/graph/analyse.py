@@ -20,20 +20,28 @@ MAX_ANCHORS = 16
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of the traced example, all its samples, and operations."""
+    """Multiply-accumulates of the traced example, all its samples, operations, and how many of these are layers."""
 
     macs: int = 0
     ops: int = 0
+    layers: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.macs + other.macs, self.ops + other.ops)
+        return Cost(self.macs + other.macs, self.ops + other.ops, self.layers + other.layers)
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.macs - other.macs, self.ops - other.ops)
+        return Cost(self.macs - other.macs, self.ops - other.ops, self.layers - other.layers)
+
+    def is_gain(self) -> bool:
+        """Whether to save this is one: fewer operations, with no more work and no more layers.
+
+        Two halves of a convolution do its work without the slices that followed, and run slower than it.
+        """
+        return self.macs >= 0 and self.ops > 0 and self.layers >= 0
 
     def per_sample(self, samples: int) -> Cost:
         """Return the cost of one of ``samples``."""
-        return Cost(self.macs // samples, self.ops)
+        return Cost(self.macs // samples, self.ops, self.layers)
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,7 @@ def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
     if not _can_be_padded(geometry, anchor.sizes(term.axis)):
         return None
     macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
-    return moved + Cost(macs, 1 if pads_itself(term, anchor) else 2)
+    return moved + Cost(macs, 1 if pads_itself(term, anchor) else 2, 1)
 
 
 def _can_be_padded(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
@@ -185,7 +193,7 @@ def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:
         shape = step.inputs[0].meta["shape"]
         axes = step.leaf.geometry.axes
         positions = shape[0] if axes else prod(shape[:-1])
-        return Cost(step.leaf.geometry.multiply_accumulates(shape[2:] if axes else ()) * positions, 1)
+        return Cost(step.leaf.geometry.multiply_accumulates(shape[2:] if axes else ()) * positions, 1, 1)
     return Cost(_other_macs(node), 1)
 
 

@@ -37,17 +37,17 @@ class Certificate:
         return self.error <= self.limit
 
 
-def certify(fusion: Fusion, constants: Constants, seed: int = 0) -> Certificate:
-    """Return the certificate of ``fusion``; raise :class:`UnprovenError` if it proves a difference."""
-    region = _region(fusion)
-    operator = _as_callable(fusion)
-    errors = []
+def certify(
+    fusion: Fusion, constants: Constants, seed: int = 0, tensors: dict[str, Tensor] | None = None
+) -> Certificate:
+    """Return the certificate of ``fusion``; ``tensors`` are its float64 tensors, if computed already.
+
+    Raises :class:`UnprovenError` if it proves a difference.
+    """
+    region = _region(fusion, constants)
+    operator = _as_callable(fusion, fusion.tensors() if tensors is None else tensors)
     shapes = _geometries(fusion, region)
-    for index, shape in enumerate(shapes):
-        generator = torch.Generator().manual_seed(seed + index)
-        x = torch.randn(shape, generator=generator, dtype=torch.float64)
-        with torch.no_grad():
-            errors.append(_error(region, operator, x, fusion, constants))
+    errors = [_error(region, operator, shape, fusion, constants, seed + index) for index, shape in enumerate(shapes)]
     certificate = Certificate(max(errors), len(shapes))
     if not certificate.is_proof:
         raise UnprovenError(
@@ -58,16 +58,30 @@ def certify(fusion: Fusion, constants: Constants, seed: int = 0) -> Certificate:
     return certificate
 
 
-def _region(fusion: Fusion) -> list[fx.Node]:
+def _region(fusion: Fusion, constants: Constants) -> list[fx.Node]:
     """Return the nodes between anchor and block output, in graph order: what the plan frees, and what others keep."""
     anchor, found = fusion.block.anchor, set()
     stack = [fusion.block.node]
     while stack:
         node = stack.pop()
-        if node is not anchor and node not in found and node.op == "call_function":
+        if node is not anchor and node not in found and node not in constants:
             found.add(node)
             stack.extend(node.all_input_nodes)
     return sorted(found)
+
+
+def _reads_sizes(region: list[fx.Node], anchor: fx.Node) -> bool:
+    """Whether a size, or a constant made for one, is read: the region then runs at the traced sizes alone."""
+    seen = {anchor, *region}
+    stack = [source for node in region for source in node.all_input_nodes]
+    while stack:
+        node = stack.pop()
+        if node.meta.get("is_size"):
+            return True
+        if node not in seen and node.op == "call_function":
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return False
 
 
 def _geometries(fusion: Fusion, region: list[fx.Node]) -> list[tuple[int, ...]]:
@@ -79,7 +93,7 @@ def _geometries(fusion: Fusion, region: list[fx.Node]) -> list[tuple[int, ...]]:
     """
     anchor, term = fusion.block.anchor, fusion.block.choice.candidate.term
     shape, free = anchor.meta["shape"], anchor.meta["free"]
-    if any(node.meta.get("is_size") for node in region):
+    if _reads_sizes(region, anchor):
         return [shape]
     samples = (1 if free[0] else shape[0],)
     if not any(free[1:]):
@@ -95,12 +109,19 @@ def _geometries(fusion: Fusion, region: list[fx.Node]) -> list[tuple[int, ...]]:
 
 
 def _error(
-    region: list[fx.Node], operator: Callable[[Tensor], Tensor], x: Tensor, fusion: Fusion, constants: Constants
+    region: list[fx.Node],
+    operator: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+    fusion: Fusion,
+    constants: Constants,
+    seed: int,
 ) -> float:
-    """Return the largest difference at ``x``, relative to the magnitude of what was summed, value by value."""
-    expected = _run(region, x, fusion, constants, run_node)
-    scale = _run(region, x.abs(), fusion, constants, run_magnitude)
-    difference = (operator(x) - expected).abs()
+    """Return the largest difference at one random input, relative to the magnitude of what was summed there."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with torch.no_grad():
+        expected = _run(region, x, fusion, constants, run_node)
+        scale = _run(region, x.abs(), fusion, constants, run_magnitude)
+        difference = (operator(x) - expected).abs()
     if difference.shape != scale.shape or not bool(torch.isfinite(difference).all()):
         return float("inf")
     # Where nothing was summed nothing may differ; elsewhere the smallest scale that float64 can resolve.
@@ -120,8 +141,7 @@ def _run(
         return values[node] if node in values else constants.value(node)
 
     for node in region:
-        if node not in constants:
-            values[node] = run(node, fetch)
+        values[node] = run(node, fetch)
     result: Tensor = values[fusion.block.node]
     return result
 
@@ -137,7 +157,8 @@ def run_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:
     if node.target is aten.batch_norm.default:
         return _norm_magnitude(operands, absolute, fetch)
     if node.target in _SUMS:
-        return abs(absolute(operands[0])) + abs(absolute(operands[1]))
+        alpha: Any = operands[2] if len(operands) > 2 else node.kwargs.get("alpha", 1)
+        return (abs(absolute(operands[0])) + abs(absolute(operands[1]))) * max(1.0, abs(alpha))
     if node.target is aten.neg.default:
         return absolute(operands[0])
     value = run_node(node, absolute)
@@ -164,7 +185,7 @@ def _norm_magnitude(
     return magnitude
 
 
-def _as_callable(fusion: Fusion) -> Callable[[Tensor], Tensor]:
+def _as_callable(fusion: Fusion, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
     """Return the emitted operator alone, on float64 tensors, as it stands in the new graph."""
     graph = fx.Graph()
     result = fusion.emit(graph, graph.placeholder("x"))
@@ -176,7 +197,7 @@ def _as_callable(fusion: Fusion) -> Callable[[Tensor], Tensor]:
             if node.op == "placeholder":
                 values[node] = x
             elif node.op == "get_attr":
-                values[node] = fusion.tensors[str(node.target)]
+                values[node] = tensors[str(node.target)]
             elif node.op == "output":
                 break
             else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from repconv_cli.errors import UnprovenError
 from repconv_cli.graph.certificate import Certificate, certify
-from repconv_cli.graph.interpret import run_program
+from repconv_cli.graph.interpret import run_side_by_side
 from repconv_cli.graph.plan import Plan, make_plan
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rewrite import Fusion, fuse_block, rewrite
@@ -20,9 +21,9 @@ WHOLE_MODEL_LIMIT = 1e-11
 
 @dataclass(frozen=True)
 class Fused:
-    """A program with its blocks fused and proven; ``program``'s new tensors are float64.
+    """A program with its blocks fused and proven; ``program`` holds the new tensors, cast last of all.
 
-    ``float64_error`` is the largest difference of any output, relative to that output's range.
+    ``float64_error`` is the largest difference of any output before that cast, relative to that output's range.
     """
 
     plan: Plan
@@ -31,59 +32,86 @@ class Fused:
     program: Program
     float64_error: float
 
-    def keys(self) -> frozenset[str]:
-        """Return the keys of the tensors that fusing made."""
-        return frozenset(key for fusion in self.fusions for key in fusion.tensors)
 
-    def in_dtype(self, dtype: torch.dtype) -> Program:
-        """Return the fused program with its new tensors in ``dtype``: the one cast, at the very end."""
-        made = self.keys()
-        tensors = {key: t.to(dtype) if key in made else t for key, t in self.program.tensors.items()}
-        return replace(self.program, tensors=tensors)
+class _Workshop:
+    """Makes each block's tensors when the fused graph first reads them: proves them, and keeps them cast.
+
+    So there are never more float64 kernels at once than one block's.
+    """
+
+    def __init__(self, plan: Plan, fusions: tuple[Fusion, ...], dtype: torch.dtype | None, seed: int) -> None:
+        self.plan, self.dtype, self.seed = plan, dtype, seed
+        self.owners = {key: fusion for fusion in fusions for key in fusion.keys}
+        self.certificates: dict[str, Certificate] = {}
+        self.unread: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
+
+    def prove(self, fusion: Fusion) -> None:
+        """Compute and certify one block."""
+        made = fusion.tensors()
+        constants = self.plan.analysis.constants
+        self.certificates[fusion.block.node.name] = certify(fusion, constants, self.seed, made)
+        constants.forget()
+        self.unread.update(made)
+        self.tensors.update((key, tensor.to(self.dtype) if self.dtype else tensor) for key, tensor in made.items())
+
+    def tensor(self, key: str) -> Tensor:
+        """Return a tensor of the fused graph, in float64 if it is new; a new one is given once."""
+        if key not in self.owners:
+            return self.plan.program.tensors[key]
+        if key not in self.unread:
+            self.prove(self.owners[key])
+        return self.unread.pop(key)
 
 
 def fuse_program(
     program: Program,
     inputs: Iterable[tuple[Tensor, ...]],
     *,
+    dtype: torch.dtype | None = None,
     only: str | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Fused:
     """Return ``program`` with every block of its plan fused and certified, and proved as a whole on ``inputs``.
 
-    Raises :class:`UnprovenError` if any certificate, or the whole model in float64, shows a difference.
+    New tensors are cast to ``dtype`` after that; None keeps them in float64. Raises :class:`UnprovenError` if any
+    certificate, or the whole model in float64, shows a difference.
     """
     plan = make_plan(program, only)
-    fusions, certificates = [], []
-    for index, block in enumerate(plan.blocks):
-        if progress is not None:
-            progress(f"Fusing {block.name}", index, len(plan.blocks))
-        fusion = fuse_block(block)
-        certificates.append(certify(fusion, plan.analysis.constants, seed))
-        fusions.append(fusion)
-    fused = rewrite(plan, tuple(fusions))
-    if progress is not None:
-        progress("Proving the whole model in float64", 0, 0)
-    error = range_difference(program, fused, inputs)
+    fusions = tuple(fuse_block(block) for block in plan.blocks)
+    fused = rewrite(plan, fusions)
+    workshop = _Workshop(plan, fusions, dtype, seed)
+    samples = list(inputs)
+
+    def tensor(key: str) -> Tensor:
+        if progress is not None and key in workshop.owners:
+            progress(f"Proving {workshop.owners[key].block.name}", len(workshop.certificates), len(fusions))
+        return workshop.tensor(key)
+
+    with torch.no_grad():
+        expected = run_side_by_side(program, samples, lambda key: program.tensors[key])
+        found = run_side_by_side(fused, samples, tensor)
+        for fusion in fusions:
+            if fusion.block.node.name not in workshop.certificates:
+                workshop.prove(fusion)
+    error = range_difference(expected, found)
     if not error <= WHOLE_MODEL_LIMIT:
         raise UnprovenError(
             f"the fused model differs from the original by {error:.1e} of its range in float64",
             needed=f"at most {WHOLE_MODEL_LIMIT:.0e}",
             hint="Nothing was written. Please report this model.",
         )
-    return Fused(plan, tuple(fusions), tuple(certificates), fused, error)
+    certificates = tuple(workshop.certificates[fusion.block.node.name] for fusion in fusions)
+    read = dict.fromkeys(str(node.target) for node in fused.graph.nodes if node.op == "get_attr")
+    tensors = {key: workshop.tensors[key] if key in workshop.tensors else program.tensors[key] for key in read}
+    return Fused(plan, fusions, certificates, replace(fused, tensors=tensors), error)
 
 
-def range_difference(original: Program, fused: Program, inputs: Iterable[tuple[Tensor, ...]]) -> float:
-    """Return the largest float64 difference of any output, relative to that output's range."""
-    worst = 0.0
-    with torch.no_grad():
-        for leaves in inputs:
-            for before, after in zip(run_program(original, leaves)[0], run_program(fused, leaves)[0], strict=True):
-                if isinstance(before, Tensor) and before.is_floating_point():
-                    worst = max(worst, _relative(before, after))
-    return worst
+def range_difference(expected: list[list[Any]], found: list[list[Any]]) -> float:
+    """Return the largest difference of any output, relative to that output's range."""
+    pairs = [pair for rows in zip(expected, found, strict=True) for pair in zip(*rows, strict=True)]
+    return max((_relative(a, b) for a, b in pairs if isinstance(a, Tensor) and a.is_floating_point()), default=0.0)
 
 
 def _relative(before: Tensor, after: Tensor) -> float:

@@ -64,6 +64,10 @@ class Constants:
                 self.values[source] = run_node(source, self.value)
         return self.values[node]
 
+    def forget(self) -> None:
+        """Drop the values evaluated so far; they are evaluated again where asked for."""
+        self.values.clear()
+
     def keys(self, node: fx.Node) -> list[str]:
         """Return the tensor keys that ``node``'s value is made of."""
         found: dict[str, None] = {}
@@ -93,32 +97,42 @@ def _unmet(node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
 def run_program(
     program: Program, inputs: Iterable[Tensor], wanted: Iterable[fx.Node] = ()
 ) -> tuple[list[Any], dict[fx.Node, Any]]:
-    """Return (outputs, values of the ``wanted`` nodes) of the whole graph in float64.
+    """Return (outputs, values of the ``wanted`` nodes) of the whole graph in float64."""
+    kept = dict.fromkeys(wanted)
+    outputs = run_side_by_side(program, [inputs], lambda key: program.tensors[key], kept)
+    return outputs[0], kept
 
-    A value is dropped after its last use, so memory stays that of one forward pass.
+
+def run_side_by_side(
+    program: Program,
+    inputs: Iterable[Iterable[Tensor]],
+    tensor_of: Callable[[str], Tensor],
+    kept: dict[fx.Node, Any] | None = None,
+) -> list[list[Any]]:
+    """Return the outputs of the whole graph in float64 for each of ``inputs``, every tensor asked for once.
+
+    A value is dropped after its last use, so memory stays that of one forward pass. ``kept`` is filled with the
+    values of its nodes, at the first input.
     """
-    values: dict[fx.Node, Any] = {}
-    kept: dict[fx.Node, Any] = {}
-    wanted = set(wanted)
-    given = iter(inputs)
+    given = [iter(leaves) for leaves in inputs]
+    values: dict[fx.Node, list[Any]] = {}
     last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            values[node] = to_double(next(given))
+            values[node] = [to_double(next(leaves)) for leaves in given]
         elif node.op == "get_attr":
-            values[node] = to_double(program.tensors[str(node.target)])
+            values[node] = [to_double(tensor_of(str(node.target)))] * len(given)
         elif node.op == "output":
-            results = map_arg(node.args[0], lambda n: values[n])
-            return list(results), kept
+            return [list(map_arg(node.args[0], _nth(values, index))) for index in range(len(given))]
         else:
-            values[node] = run_node(node, lambda n: values[n])
-        if node in wanted:
-            kept[node] = values[node]
-        for source in node.all_input_nodes:
-            if last_use[source] is node and source not in _outputs(program):
+            values[node] = [run_node(node, _nth(values, index)) for index in range(len(given))]
+        if kept is not None and node in kept:
+            kept[node] = values[node][0]
+        for source in {node, *node.all_input_nodes}:
+            if last_use.get(source, node) is node:
                 values.pop(source, None)
     raise AssertionError("a graph ends in an output node")
 
 
-def _outputs(program: Program) -> list[fx.Node]:
-    return program.graph.output_node().all_input_nodes
+def _nth(values: dict[fx.Node, list[Any]], index: int) -> Fetch:
+    return lambda node: values[node][index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -152,6 +153,8 @@ def _ends(node: fx.Node, analysis: Analysis) -> list[fx.Node]:
 def _spoken(node: fx.Node) -> str:
     if node.op == "placeholder":
         return f"input {node.name}"
+    if node.target is operator.getitem:
+        return "a part of a split"
     name = str(node.target)
     return name.split(".")[1] if name.startswith("aten.") else name
 

@@ -22,17 +22,28 @@ _CONVOLUTIONS = {1: aten.conv1d, 2: aten.conv2d, 3: aten.conv3d}
 _TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
 
 
+Emit = Callable[[fx.Graph, fx.Node], fx.Node]
+
+
 @dataclass(frozen=True)
 class Fusion:
-    """A block as written into the new graph: its float64 tensors by key, and how to run it alone."""
+    """A block as written into the new graph: its operators, the keys of its tensors, and how to compute these.
+
+    ``compute`` returns float64 tensors in the order of ``keys``; it costs as much as the block is large.
+    """
 
     block: Block
-    tensors: dict[str, Tensor]
-    emit: Callable[[fx.Graph, fx.Node], fx.Node]
+    emit: Emit
+    keys: tuple[str, ...] = ()
+    compute: Callable[[], tuple[Tensor, ...]] = tuple
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the new tensors by key, computed in float64."""
+        return dict(zip(self.keys, self.compute(), strict=True))
 
 
 def fuse_block(block: Block) -> Fusion:
-    """Return the one operator of ``block``, its kernel computed in float64, and what moves its axes into place."""
+    """Return the one operator of ``block``, and what moves its axes into place. No kernel is computed."""
     term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
     fusion = _operator(block)
     if term.layout is None:
@@ -52,24 +63,29 @@ def fuse_block(block: Block) -> Fusion:
 def _operator(block: Block) -> Fusion:
     term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
     if term.keeps_values():
-        return Fusion(block, {}, lambda graph, x: x)
+        return Fusion(block, lambda graph, x: x)
     if term.axis is None or term.recipe is None:
         return _number(block)
     geometry = takeable_geometry(term, anchor)
+    if not term.convolutions and geometry.is_diagonal():
+        return _scale_and_shift(block)
+    if is_written_as_linear(term, anchor):
+        return _linear(block)
+    return _transposed(block, geometry) if geometry.transposed else _convolution(block, geometry)
+
+
+def _kernel(block: Block) -> tuple[ConvMap, Tensor]:
+    """Return the block's kernel on its whole anchor and its bias, float64."""
+    term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
+    geometry = takeable_geometry(term, anchor)
+    assert term.recipe is not None
     kernel = term.recipe.compute()
     kernel = regroup(widen(kernel, 0, geometry.in_channels), geometry.groups)
     if kernel.geometry != geometry:
         raise UnprovenError(f"block {block.name}: planned {geometry}, computed {kernel.geometry}")
     if term.offset.ndim > 1:
         raise UnprovenError(f"block {block.name}: its constant differs from place to place")
-    bias = term.offset.expand(geometry.out_channels).contiguous()
-    if not term.convolutions and geometry.is_diagonal():
-        return _scale_and_shift(block, kernel.weight.flatten(), bias)
-    if is_written_as_linear(term, anchor):
-        return _linear(block, kernel.weight.flatten(1), bias)
-    if geometry.transposed:
-        return _transposed(block, kernel, bias)
-    return _convolution(block, kernel, bias)
+    return kernel, term.offset.expand(geometry.out_channels).contiguous()
 
 
 def _number(block: Block) -> Fusion:
@@ -84,42 +100,46 @@ def _number(block: Block) -> Fusion:
             return graph.call_function(aten.mul.Tensor, (x, factor))
         return graph.call_function(aten.add.Tensor, (shift, x), {"alpha": factor})
 
-    return Fusion(block, {}, emit)
+    return Fusion(block, emit)
 
 
-def _scale_and_shift(block: Block, scale: Tensor, shift: Tensor) -> Fusion:
+def _keys(block: Block) -> tuple[str, str]:
+    return f"{block.target}.weight", f"{block.target}.bias"
+
+
+def _scale_and_shift(block: Block) -> Fusion:
     """One factor and one constant per channel, as one elementwise operator."""
     axis = block.choice.candidate.term.axis
     assert axis is not None
-    trailing = (1,) * (len(block.anchor.meta["shape"]) - 1 - axis)
-    keys = {
-        f"{block.target}.weight": scale.reshape(-1, *trailing),
-        f"{block.target}.bias": shift.reshape(-1, *trailing),
-    }
+    shape = (-1, *(1,) * (len(block.anchor.meta["shape"]) - 1 - axis))
+    keys = _keys(block)
+
+    def compute() -> tuple[Tensor, Tensor]:
+        kernel, bias = _kernel(block)
+        return kernel.weight.reshape(shape), bias.reshape(shape)
 
     def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
         weight, bias = (graph.get_attr(key) for key in keys)
         return graph.call_function(aten.addcmul.default, (bias, x, weight))
 
-    return Fusion(block, keys, emit)
+    return Fusion(block, emit, keys, compute)
 
 
-def _weight_and_bias(block: Block, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    return {f"{block.target}.weight": weight.contiguous(), f"{block.target}.bias": bias}
+def _linear(block: Block) -> Fusion:
+    keys = _keys(block)
 
-
-def _linear(block: Block, weight: Tensor, bias: Tensor) -> Fusion:
-    keys = _weight_and_bias(block, weight, bias)
+    def compute() -> tuple[Tensor, Tensor]:
+        kernel, bias = _kernel(block)
+        return kernel.weight.flatten(1), bias
 
     def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
         return graph.call_function(aten.linear.default, (x, *(graph.get_attr(key) for key in keys)))
 
-    return Fusion(block, keys, emit)
+    return Fusion(block, emit, keys, compute)
 
 
-def _transposed(block: Block, kernel: ConvMap, bias: Tensor) -> Fusion:
-    geometry = kernel.geometry
-    keys = _weight_and_bias(block, transposed_weight(kernel.weight, geometry.groups), bias)
+def _transposed(block: Block, geometry: Geometry) -> Fusion:
+    keys = _keys(block)
     operator = _TRANSPOSED[len(geometry.axes)]
     options = (
         [axis.stride for axis in geometry.axes],
@@ -129,34 +149,38 @@ def _transposed(block: Block, kernel: ConvMap, bias: Tensor) -> Fusion:
         [axis.dilation for axis in geometry.axes],
     )
 
+    def compute() -> tuple[Tensor, Tensor]:
+        kernel, bias = _kernel(block)
+        return transposed_weight(kernel.weight, geometry.groups), bias
+
     def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
         return graph.call_function(operator, (x, *(graph.get_attr(key) for key in keys), *options))
 
-    return Fusion(block, keys, emit)
+    return Fusion(block, emit, keys, compute)
 
 
-def _convolution(block: Block, kernel: ConvMap, bias: Tensor) -> Fusion:
-    geometry = kernel.geometry
-    keys = _weight_and_bias(block, kernel.weight, bias)
+def _convolution(block: Block, geometry: Geometry) -> Fusion:
+    keys = _keys(block)
     term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
-    strides, dilations = list(kernel.stride), list(kernel.dilation)
+    strides, dilations = [axis.stride for axis in geometry.axes], [axis.dilation for axis in geometry.axes]
     operator = _CONVOLUTIONS[len(geometry.axes)]
     assert term.axis is not None
     has_mode = geometry.padding_mode != "zeros" and geometry.reads_outside(anchor.sizes(term.axis))
     padding = None if has_mode else symmetric_padding(term, anchor)
 
+    def compute() -> tuple[Tensor, Tensor]:
+        kernel, bias = _kernel(block)
+        return kernel.weight.contiguous(), bias
+
     def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
-        weight, bias_node = (graph.get_attr(key) for key in keys)
+        weight, bias = (graph.get_attr(key) for key in keys)
         if padding is None and not has_mode and is_torch_same(term):
-            options = (weight, bias_node, strides, "same", dilations, geometry.groups)
-            return graph.call_function(operator.padding, (x, *options))
+            return graph.call_function(operator.padding, (x, weight, bias, strides, "same", dilations, geometry.groups))
         source = x if padding is not None else _pad(graph, x, geometry)
         pads = list(padding) if padding is not None else [0] * len(strides)
-        return graph.call_function(
-            operator.default, (source, weight, bias_node, strides, pads, dilations, geometry.groups)
-        )
+        return graph.call_function(operator.default, (source, weight, bias, strides, pads, dilations, geometry.groups))
 
-    return Fusion(block, keys, emit)
+    return Fusion(block, emit, keys, compute)
 
 
 def _pad(graph: fx.Graph, x: fx.Node, geometry: Geometry) -> fx.Node:
@@ -166,7 +190,7 @@ def _pad(graph: fx.Graph, x: fx.Node, geometry: Geometry) -> fx.Node:
 
 
 def rewrite(plan: Plan, fusions: tuple[Fusion, ...]) -> Program:
-    """Return the fused program; its new tensors are still float64, all others are shared with the original."""
+    """Return the fused program without its new tensors; all others are shared with the original."""
     program = plan.program
     by_node = {fusion.block.node: fusion for fusion in fusions}
     freed = {node for fusion in fusions for node in fusion.block.freed}
@@ -181,10 +205,10 @@ def rewrite(plan: Plan, fusions: tuple[Fusion, ...]) -> Program:
             env[node] = graph.node_copy(node, lambda n: env[n])
             env[node].meta = dict(node.meta)
     graph.eliminate_dead_code()
-    fused = {key: tensor for fusion in fusions for key, tensor in fusion.tensors.items()}
+    made = {key for fusion in fusions for key in fusion.keys}
     read = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    tensors = {key: fused[key] if key in fused else program.tensors[key] for key in read}
-    parameters = frozenset(key for key in read if key in fused or key in program.parameters)
+    tensors = {key: program.tensors[key] for key in read if key not in made}
+    parameters = frozenset(key for key in read if key in made or key in program.parameters)
     return replace(program, graph=graph, tensors=tensors, parameters=parameters)
 
 

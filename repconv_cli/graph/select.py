@@ -54,11 +54,11 @@ class Ledger:
                 stack.extend(self.sources_of(source))
         return freed
 
-    def gain(self, node: fx.Node, candidate: Candidate) -> Gain:
-        """Return (multiply-accumulates saved, operations saved) by ``candidate``."""
+    def gain(self, node: fx.Node, candidate: Candidate) -> Gain | None:
+        """Return (multiply-accumulates saved, operations saved) by ``candidate``, None where that is no gain."""
         before = sum((self.costs[n] for n in self.freed_by(node, candidate.anchor.node)), self.costs[node])
         saved = before - candidate.cost
-        return saved.macs, saved.ops
+        return (saved.macs, saved.ops) if saved.is_gain() else None
 
     def take(self, node: fx.Node, candidate: Candidate) -> None:
         """Make ``node`` read its anchor alone; what was chosen for it, or for what it frees, goes into the choice."""
@@ -77,11 +77,6 @@ class Ledger:
         self.costs[node] = candidate.cost
 
 
-def is_gain(gain: Gain) -> bool:
-    """No more multiply-accumulates than before, and fewer operations."""
-    return gain[0] >= 0 and gain[1] > 0
-
-
 def select(program: Program, analysis: Analysis) -> list[Choice]:
     """Return the choices, from the inputs to the outputs.
 
@@ -95,12 +90,16 @@ def select(program: Program, analysis: Analysis) -> list[Choice]:
             continue
         # Taking nothing leaves the gains of what the node reads.
         best: Candidate | None = None
-        best_gain = max((reachable.get(source, (0, 0)) for source in node.all_input_nodes), default=(0, 0))
+        nothing = max((reachable.get(source, (0, 0)) for source in node.all_input_nodes), default=(0, 0))
+        # Of equal totals, the one with most of it in this block: fewer blocks.
+        best_gain = (nothing, (0, 0))
         for anchor, candidate in analysis.candidates.get(node, {}).items():
             gain = ledger.gain(node, candidate)
+            if gain is None:
+                continue
             total = _plus(gain, reachable.get(anchor, (0, 0)))
-            if is_gain(gain) and total > best_gain:
-                best, best_gain = candidate, total
+            if total > nothing and (total, gain) > best_gain:
+                best, best_gain = candidate, (total, gain)
         if best is not None:
             ledger.take(node, best)
         _spread(node, ledger)
@@ -120,7 +119,7 @@ def _spread(node: fx.Node, ledger: Ledger) -> None:
             return
         found.append((reader, min(beyond, key=lambda c: (c.cost.macs, c.cost.ops))))
     saved = sum((ledger.costs[reader] - candidate.cost for reader, candidate in found), ledger.costs[node])
-    if is_gain((saved.macs, saved.ops)):
+    if saved.is_gain():
         for reader, candidate in found:
             ledger.take(reader, candidate)
 
@@ -135,7 +134,7 @@ def _reachable_gains(program: Program, ledger: Ledger) -> dict[fx.Node, Gain]:
         best = max((gains.get(source, (0, 0)) for source in node.all_input_nodes), default=(0, 0))
         for anchor, candidate in candidates.items():
             gain = ledger.gain(node, candidate)
-            if is_gain(gain):
+            if gain is not None:
                 best = max(best, _plus(gain, gains.get(anchor, (0, 0))))
         gains[node] = best
     return gains

@@ -7,6 +7,7 @@ the output. When the field is uniform again, the term is a ``ConvMap``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
@@ -14,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor, fx
 
-from repconv_cli.algebra import ConvMap, Geometry, compose, concatenate, fold, merge, scale_map, select, subtract
+from repconv_cli.algebra import ConvMap, Geometry, compose, concatenate, fold, merge, scale_map, select
 from repconv_cli.algebra.border import compose_geometry
 from repconv_cli.algebra.geometry import (
     Axis,
@@ -39,19 +40,36 @@ class Recipe:
     inputs: tuple[Recipe, ...] = ()
 
     def compute(self) -> ConvMap:
-        """Return the kernel as a map without bias. Every shared recipe is computed once, without recursion."""
+        """Return the kernel as a map without bias.
+
+        Every shared recipe is computed once, without recursion, and kept no longer than another one needs it.
+        """
+        order = self._in_order()
+        waiting = Counter(id(source) for recipe in order for source in recipe.inputs)
         done: dict[int, ConvMap] = {}
+        for recipe in order:
+            maps = [done[id(source)] for source in recipe.inputs]
+            for source in recipe.inputs:
+                waiting[id(source)] -= 1
+                if not waiting[id(source)]:
+                    del done[id(source)]
+            done[id(recipe)] = recipe.make(maps)
+            del maps
+        return done[id(self)]
+
+    def _in_order(self) -> list[Recipe]:
+        """Return every recipe that this one is made of, and itself, inputs first."""
+        order: dict[int, Recipe] = {}
         stack = [self]
         while stack:
             recipe = stack[-1]
-            missing = [source for source in recipe.inputs if id(source) not in done]
+            missing = [source for source in recipe.inputs if id(source) not in order]
             if missing:
                 stack.extend(missing)
                 continue
             stack.pop()
-            if id(recipe) not in done:
-                done[id(recipe)] = recipe.make([done[id(source)] for source in recipe.inputs])
-        return done[id(self)]
+            order.setdefault(id(recipe), recipe)
+        return list(order.values())
 
 
 @dataclass(frozen=True)
@@ -258,14 +276,14 @@ def scale_term(term: Term, scale: Tensor | float, shift: Tensor | float, axis: i
     return replace(lifted, recipe=Recipe(lambda maps: fold(maps[0], per_channel), (recipe,)), offset=offset)
 
 
-def add_terms(left: Term, right: Term, sign: int, anchor: Anchor) -> Term:
-    """Return ``left + sign * right``."""
+def add_terms(left: Term, right: Term, anchor: Anchor) -> Term:
+    """Return ``left + right``."""
     _check_layouts((left, right))
     if left.axis is None and right.axis is None:
         return replace(
             left,
-            factor=left.factor + sign * right.factor,
-            offset=left.offset + sign * right.offset,
+            factor=left.factor + right.factor,
+            offset=left.offset + right.offset,
             convolutions=left.convolutions + right.convolutions,
             kernels=left.kernels + right.kernels,
         )
@@ -274,9 +292,8 @@ def add_terms(left: Term, right: Term, sign: int, anchor: Anchor) -> Term:
     a, b = lift(left, axis, anchor), lift(right, axis, anchor)
     sizes = anchor.sizes(axis)
     geometry = merge_geometry(_known(a)[1], _known(b)[1], sizes)
-    combine = merge if sign > 0 else subtract
-    recipe = Recipe(lambda maps: combine(maps[0], maps[1], sizes), (_known(a)[2], _known(b)[2]))
-    offset = _aligned(a.offset, b.offset.ndim) + sign * _aligned(b.offset, a.offset.ndim)
+    recipe = Recipe(lambda maps: merge(maps[0], maps[1], sizes), (_known(a)[2], _known(b)[2]))
+    offset = _aligned(a.offset, b.offset.ndim) + _aligned(b.offset, a.offset.ndim)
     convolutions, kernels = a.convolutions + b.convolutions, a.kernels + b.kernels
     return Term(axis, geometry, recipe, 1.0, _settled(offset), convolutions, kernels, left.layout)
 

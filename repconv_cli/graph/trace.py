@@ -178,6 +178,7 @@ def _to_program(exported: ExportedProgram, notes: list[str]) -> Program:
             inputs.append(_input_info(node))
     graph = copier.graph
     graph.eliminate_dead_code()
+    _check_sizes(graph)
     in_args, in_kwargs = pytree_structure(exported.call_spec.in_spec).children
     tensors = {key: stored[key].detach() for key in dict.fromkeys(keys.values()) if isinstance(stored.get(key), Tensor)}
     return Program(
@@ -197,20 +198,34 @@ def _input_info(node: fx.Node) -> InputInfo:
     if not isinstance(value, Tensor):
         raise TraceError(f"input {node.name} is a {type(value).__name__}", needed="tensors as inputs")
     sizes, free = _sizes(value)
-    return InputInfo(
-        str(node.target), tuple(None if f else s for s, f in zip(sizes, free, strict=True)), sizes, value.dtype
-    )
+    example = tuple(size for size in sizes if size is not None)
+    shape = tuple(None if is_free else size for size, is_free in zip(sizes, free, strict=True))
+    return InputInfo(str(node.target), shape, example, value.dtype)
 
 
-def _sizes(value: Tensor) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return (sizes at the example, which are free) of a fake tensor."""
+def _sizes(value: Tensor) -> tuple[tuple[int | None, ...], tuple[bool, ...]]:
+    """Return (sizes at the example, which are free) of a fake tensor; None is a size that depends on the data."""
     free = tuple(isinstance(size, torch.SymInt) for size in value.shape)
-    sizes = tuple(_hint(size) for size in value.shape)
-    return sizes, free
+    return tuple(_hint(size) for size in value.shape), free
 
 
-def _hint(size: int | torch.SymInt) -> int:
-    return int(str(size.node.hint)) if isinstance(size, torch.SymInt) else size
+def _hint(size: int | torch.SymInt) -> int | None:
+    """Return a size at the example; None for one that depends on the data."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    return None if size.node.hint is None else int(str(size.node.hint))
+
+
+def _check_sizes(graph: fx.Graph) -> None:
+    """Refuse a graph that still computes with sizes that depend on the data (what a dropped assertion read is gone)."""
+    for node in graph.nodes:
+        if None in (*node.meta.get("shape", ()), node.meta.get("size", 0)):
+            place = node.meta.get("module") or node.name
+            raise TraceError(
+                f"the size of {node.name} in {place} depends on the values of the input",
+                needed="sizes that depend on the input's sizes alone",
+                hint="Give an --arch callable that returns the part of the model before it.",
+            )
 
 
 class _Copier:

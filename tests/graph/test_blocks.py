@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from repconv_cli.graph.fuse import fuse_program
 from repconv_cli.graph.plan import count_ops
+from repconv_cli.verdict import random_inputs
 from tests.graph import models as m
 from tests.graph.models import Formula, conv, conv_bn, randomised
 from tests.graph.proof import TOLERANCE, difference, fused, is_unchanged, noise, snapshot
@@ -230,4 +232,8 @@ def test_half_precision_weights_are_fused_in_float64_from_their_own_values() -> 
     module = randomised(m.RepVGG()).to(torch.bfloat16)
     found = fused(module, tuple(t.to(torch.bfloat16) for t in noise(SMALL)))
     assert difference(module, found.program, noise(SMALL)) <= TOLERANCE
-    assert {t.dtype for t in found.in_dtype(torch.bfloat16).tensors.values()} == {torch.bfloat16}
+    program = found.plan.program
+    cast = fuse_program(program, random_inputs(program, 1, 0), dtype=torch.bfloat16)
+    assert found.program.tensors.keys() == cast.program.tensors.keys()
+    for key, tensor in cast.program.tensors.items():
+        assert torch.equal(tensor, found.program.tensors[key].to(torch.bfloat16))

@@ -53,11 +53,11 @@ def grouped() -> Pair:
 
 def corrupted(fusion: Fusion, kind: str, change: Callable[[Tensor], Tensor]) -> Fusion:
     """Return ``fusion`` with its ``kind`` (weight or bias) changed; the original is left alone."""
-    tensors = {key: t.clone() for key, t in fusion.tensors.items()}
+    tensors = {key: t.clone() for key, t in fusion.tensors().items()}
     (key,) = (key for key in tensors if key.endswith(kind))
     tensors[key] = change(tensors[key])
-    assert not torch.equal(tensors[key], fusion.tensors[key])
-    return replace(fusion, tensors=tensors)
+    assert not torch.equal(tensors[key], fusion.tensors()[key])
+    return replace(fusion, compute=lambda: tuple(tensors.values()))
 
 
 def assert_refused(pair: Pair, wrong: Fusion) -> None:
@@ -114,7 +114,7 @@ def test_a_dropped_identity_is_refused(repvgg: Pair) -> None:
     whole = randomised(RepVGG())
     plain = Formula(lambda p, x: p.a(x) + p.b(x), a=whole.dense, b=whole.pointwise).eval()
     without = planned(plain)[1]
-    weight = next(t for key, t in without.tensors.items() if key.endswith("weight"))
+    weight = next(t for key, t in without.tensors().items() if key.endswith("weight"))
     assert_refused(repvgg, corrupted(repvgg[1], "weight", lambda _: weight))
 
 
@@ -135,15 +135,14 @@ def test_a_wrong_eps_is_refused(repvgg: Pair) -> None:
     module = randomised(RepVGG())
     module.dense[1].eps = 1e-3
     other = planned(module)[1]
-    assert_refused(repvgg, replace(repvgg[1], tensors=other.tensors))
+    assert_refused(repvgg, replace(repvgg[1], compute=other.compute))
 
 
 def test_the_right_kernel_with_the_wrong_border_is_refused() -> None:
     """The same kernel and bias, zeros read past the border instead of reflections: only the border can tell."""
     reflected = planned(randomised(nn.Sequential(conv_bn(4, 4, 1), conv(4, 4, 3, padding_mode="reflect"))))
     plain = planned(randomised(nn.Sequential(conv(4, 4, 3), nn.BatchNorm2d(4))))[1]
-    tensors = dict(zip(plain.tensors, reflected[1].tensors.values(), strict=True))
-    assert_refused(reflected, replace(plain, block=reflected[1].block, tensors=tensors))
+    assert_refused(reflected, replace(plain, block=reflected[1].block, compute=reflected[1].compute))
 
 
 def test_one_wrong_border_row_is_refused(repvgg: Pair) -> None:
@@ -174,7 +173,7 @@ def test_the_wrong_dilation_or_stride_of_a_depthwise_block_is_refused() -> None:
     pair = planned(randomised(MobileOne(groups=4)))
     other = planned(randomised(MobileOne(groups=4, stride=2)))[1]
     with pytest.raises((UnprovenError, RuntimeError), match=r"differs from its branches|must match the size"):
-        certify(replace(other, block=pair[1].block, tensors=other.tensors), pair[0].analysis.constants)
+        certify(replace(other, block=pair[1].block), pair[0].analysis.constants)
 
 
 @pytest.mark.parametrize(

@@ -51,37 +51,54 @@ def norm_over_sample(call: Call) -> Step | None:
 
 @rule(aten.add.Tensor, aten.add.Scalar)
 def add(call: Call) -> Step | None:
-    """A sum of two branches merges them; with a constant it shifts."""
-    return _signed_sum(call, call.operand(0), call.operand(1), 1)
+    """``a + alpha * b``: a sum of two branches merges them; with a constant it shifts."""
+    return _weighted_sum(call, 1.0, _alpha(call))
 
 
 @rule(aten.sub.Tensor, aten.sub.Scalar)
 def subtract(call: Call) -> Step | None:
-    """A difference of two branches merges them; with a constant it shifts."""
-    return _signed_sum(call, call.operand(0), call.operand(1), -1)
+    """``a - alpha * b``."""
+    return _weighted_sum(call, 1.0, -_alpha(call))
 
 
 @rule(aten.rsub.Tensor, aten.rsub.Scalar)
 def subtract_from(call: Call) -> Step | None:
-    """``rsub(a, b)`` is ``b - a``."""
-    return _signed_sum(call, call.operand(1), call.operand(0), -1)
+    """``rsub(a, b)`` is ``b - alpha * a``."""
+    return _weighted_sum(call, -_alpha(call), 1.0)
 
 
-def _signed_sum(call: Call, left: Any, right: Any, sign: int) -> Step | None:
+def _alpha(call: Call) -> float:
+    alpha = call.operand(2, "alpha", 1)
+    if not isinstance(alpha, (int, float)):
+        raise InexactError("a sum weighted by a number that is computed while the model runs")
+    return float(alpha)
+
+
+def _weighted_sum(call: Call, first: float, second: float) -> Step | None:
+    """Return the step of ``first * a + second * b``."""
+    left, right = call.operand(0), call.operand(1)
     a, b = call.variable(left), call.variable(right)
-    if call.operand(2, "alpha", 1) != 1:
-        return None
     if a is not None and b is not None:
         if not a.meta["shape"] == b.meta["shape"] == call.node.meta["shape"]:
             return None
-        return Step((a, b), lambda terms, anchor: add_terms(terms[0], terms[1], sign, anchor))
-    variable, constant = (a, right) if a is not None else (b, left)
+
+        def combine(terms: tuple[Term, ...], anchor: Anchor) -> Term:
+            scaled = [_times(term, weight, anchor) for term, weight in zip(terms, (first, second), strict=True)]
+            return add_terms(scaled[0], scaled[1], anchor)
+
+        return Step((a, b), combine)
+    variable, constant, weight, other = (a, right, first, second) if a is not None else (b, left, second, first)
     split = _per_channel(call, constant)
     if variable is None or split is None or variable.meta["shape"] != call.node.meta["shape"]:
+        if variable is not None and call.is_constant(constant):
+            raise InexactError("a constant that differs from place to place is added")
         return None
     axis, value = split
-    scale, shift = (1.0, sign * value) if a is not None else (float(sign), value)
-    return Step((variable,), lambda terms, anchor: scale_term(terms[0], scale, shift, axis, anchor))
+    return Step((variable,), lambda terms, anchor: scale_term(terms[0], weight, other * value, axis, anchor))
+
+
+def _times(term: Term, weight: float, anchor: Anchor) -> Term:
+    return term if weight == 1.0 else scale_term(term, weight, 0.0, None, anchor)
 
 
 @rule(aten.mul.Tensor, aten.mul.Scalar)
@@ -123,6 +140,23 @@ def _per_channel(call: Call, operand: Any) -> tuple[int | None, Tensor | float] 
     if len(varying) > 1 or axis not in (1, ndim - 1) or full.dtype != torch.float64:
         return None
     return axis, full[tuple(slice(None) if i == axis else 0 for i in range(ndim))].clone()
+
+
+@rule(aten.addcmul.default)
+def scale_and_shift(call: Call) -> Step | None:
+    """``shift + value * x * scale`` with constants: what a norm alone is written as."""
+    shift, first, second = (call.operand(index) for index in range(3))
+    variable, constant = (first, second) if call.variable(first) is not None else (second, first)
+    x, scale, added = call.variable(variable), _per_channel(call, constant), _per_channel(call, shift)
+    if x is None or scale is None or added is None or x.meta["shape"] != call.node.meta["shape"]:
+        return None
+    factor = scale[1] * float(call.operand(3, "value", 1))
+
+    def combine(terms: tuple[Term, ...], anchor: Anchor) -> Term:
+        scaled = scale_term(terms[0], factor, 0.0, scale[0], anchor)
+        return scale_term(scaled, 1.0, added[1], added[0], anchor)
+
+    return Step((x,), combine)
 
 
 @rule(aten.neg.default)

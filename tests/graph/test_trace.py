@@ -1,0 +1,49 @@
+"""What a trace keeps, what it leaves out, and what it refuses, in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repconv_cli.errors import TraceError
+from repconv_cli.graph.trace import trace
+from tests.graph.models import Formula, conv, randomised
+from tests.graph.proof import noise
+
+SHAPE = (2, 4, 9, 9)
+
+
+def checked_values(part: Any, x: Tensor) -> Tensor:
+    """As transformers' attention does: an assertion on values, which nothing else reads."""
+    y: Tensor = part.conv(x)
+    torch._check_tensor_all((y == y).flatten(), lambda: "not a number")  # type: ignore[attr-defined]
+    return y
+
+
+def test_an_assertion_on_values_is_left_out() -> None:
+    program = trace(randomised(Formula(checked_values, conv=conv(4, 4))), noise(SHAPE))
+    assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == ["aten.conv2d.default"]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda part, x: part.conv(x)[x > 0].sum(), r"depends on the values of the input"),
+        (lambda part, x: part.conv(x) if bool(x.sum() > 0) else x, r"torch\.export cannot trace this model"),
+    ],
+    ids=["a size that depends on values", "a branch that depends on values"],
+)
+def test_what_depends_on_values_is_refused_in_one_line(function: Any, reason: str) -> None:
+    with pytest.raises(TraceError, match=reason) as caught:
+        trace(randomised(Formula(function, conv=conv(4, 4))), noise(SHAPE))
+    assert "\n" not in caught.value.found
+    assert caught.value.hint
+
+
+def test_views_are_reshapes_which_take_any_memory_layout() -> None:
+    module = randomised(nn.Sequential(conv(4, 4), nn.Flatten(1)))
+    program = trace(module, noise(SHAPE))
+    assert not any("view" in str(node.target) for node in program.graph.nodes)
