@@ -13,6 +13,7 @@ from repconv_cli.graph.certificate import LIMIT
 from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.plan import count_ops
 from repconv_cli.graph.program import Program
+from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.graph.trace import trace
 from repconv_cli.verdict import random_inputs
 from tests.graph.nets.language import Layer, Net, NetModule, record
@@ -51,14 +52,45 @@ def check(net: Net, *, is_exported: bool = False) -> Outcome:
     work = tuple(_work(part, net.shape) for part in (program, found.program))
     if work[1] > work[0]:
         raise WrongError(f"multiply-accumulates grew from {work[0]} to {work[1]}")
-    worst, shapes = _worst(module, found, program)
+    worst, shapes = _worst(module, found)
     reasons = tuple(refusal.reason for refusal in found.plan.refusals)
-    if not all(reasons):
-        raise WrongError("a refusal without a reason")
+    if not all(refusal.reason and refusal.name for refusal in found.plan.refusals):
+        raise WrongError("a refusal without a reason or a name")
     certificate = max((c.error for c in found.certificates), default=0.0)
     if not (worst <= TOLERANCE and certificate <= LIMIT):
         raise WrongError(f"outputs differ by {worst:.1e}, certificate {certificate:.1e}")
     return Outcome(len(found.plan.blocks), counts[0]["convs"], counts[1]["convs"], reasons, certificate, worst, shapes)
+
+
+def _check_written(found: Fused) -> None:
+    """Raise unless the fused graph, written as JSON and read again, gives equal outputs to the bit."""
+    again = from_json(to_json(found.program), found.program.tensors)
+    _check_equal(found.program, again, 0.0, "written and read again")
+
+
+def _check_fused_again(found: Fused) -> None:
+    """Raise unless the fused model, cast to float32, can be fused once more, as a user's checkpoint may be."""
+    single = {key: tensor.float() for key, tensor in found.program.tensors.items()}
+    program = replace(found.program, tensors=single)
+    again = fuse_program(program, random_inputs(program, 1, 0))
+    _check_equal(program, again.program, TOLERANCE, "fused again")
+
+
+def _check_one_block(found: Fused) -> None:
+    """Raise unless one block alone can be fused, as ``--blocks`` does."""
+    program = found.plan.program
+    for block in found.plan.blocks[:2]:
+        alone = fuse_program(program, random_inputs(program, 1, 0), only=block.name)
+        _check_equal(program, alone.program, TOLERANCE, f"{block.name} alone")
+
+
+def _check_equal(before: Program, after: Program, tolerance: float, what: str) -> None:
+    x = noise(before.inputs[0].example, seed=3)[0].double()
+    with torch.no_grad():
+        expected, outputs = (in_float64(program)(x) for program in (before, after))
+    worst = max(_relative(a, b) for a, b in zip(expected, outputs, strict=True))
+    if not worst <= tolerance:
+        raise WrongError(f"{what}: outputs differ by {worst:.1e}")
 
 
 def _work(program: Program, shape: tuple[int, ...]) -> int:
@@ -87,10 +119,9 @@ def _shapes(program: Program) -> Iterator[tuple[int, ...]]:
         yield (3, channels, *sizes)
 
 
-def _worst(module: NetModule, found: Fused, program: Program) -> tuple[float, int]:
+def _worst(module: NetModule, found: Fused) -> tuple[float, int]:
     """Return the largest difference relative to each output's range, over the shapes that the module takes."""
     module, fused = module.double(), in_float64(found.program)
-    del program
     worst, shapes = 0.0, 0
     for index, shape in enumerate(_shapes(found.program)):
         x = noise(shape, seed=index + 1)[0].double()

@@ -209,6 +209,9 @@ def _pad(b: Builder, value: int) -> int:
     if b.is_rare(2):
         widths = (1,) * (2 * dims)
     mode = b.chance.choice(["constant"] * 4 + ["reflect", "replicate", "circular"])
+    if mode == "circular":
+        # Torch leaves memory unwritten where a crop takes all that a wrapped side would repeat.
+        widths = tuple(max(width, 0) for width in widths)
     number = b.chance.choice([None, 0.0, 0.5, -1.0]) if mode == "constant" else None
     return b.tried("pad", value, widths=widths, mode=mode, value=number)
 
