@@ -90,7 +90,8 @@ def _header(arguments: list[str]) -> str:
 
 Written by `{command}` on {datetime.now(UTC):%Y-%m-%d}; do not edit.
 
-Machine: {_processor()}, {os.cpu_count()} cores, {platform.system()}; one thread throughout.
+Machine: {_processor()}, {os.cpu_count()} cores, {platform.system()}. One thread throughout; all
+times are processor time, which other work on the machine does not count into.
 Versions: Python {platform.python_version()}, {versions}.
 
 All weights are random, drawn from a seed, and norm statistics are those of real activations (`benchmarks/randomise.py`

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,16 @@ from torch.utils import _pytree as pytree
 from benchmarks import zoo_transformers as hf
 from benchmarks.randomise import randomise
 
-# Set before any library reads them: no look-ups on the network, no telemetry, no settings file elsewhere.
-os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false"})
+# Set before any library reads them: no look-ups on the network, no telemetry, no settings file in the user's home.
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "YOLO_OFFLINE": "true",
+        "YOLO_VERBOSE": "false",
+        "YOLO_CONFIG_DIR": tempfile.gettempdir(),
+    }
+)
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 SEED = 0
