@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 
 from torch import fx
@@ -10,6 +11,7 @@ from torch import fx
 from repconv_cli.algebra import Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.probe import linear_sources, probed_step
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import Step, aten, describe
 from repconv_cli.graph.terms import Anchor, Term, moves_after, takeable_geometry
@@ -65,26 +67,47 @@ class Analysis:
 
 
 def analyse(program: Program) -> Analysis:
-    """Return the terms of every node of ``program``. No kernel is computed."""
+    """Return the terms of every node of ``program``. No kernel is computed but of what no rule knows."""
     analysis = Analysis(Constants(program), program.samples())
     available: dict[fx.Node, dict[fx.Node, Term]] = {}
+    affine: dict[fx.Node, list[fx.Node]] = {}
     for node in program.graph.nodes:
-        if "shape" not in node.meta or node in analysis.constants:
+        if node in analysis.constants:
+            continue
+        affine[node] = _affine_anchors(node, affine, analysis.constants)
+        if "shape" not in node.meta:
             continue
         available[node] = {node: Term()}
-        try:
-            step = describe(node, analysis.constants)
-        except InexactError as reason:
-            analysis.reasons[node] = [reason.found]
-            continue
-        if step is None or any(source not in available for source in step.inputs):
-            continue
-        analysis.steps[node] = step
-        terms = _combine(node, step, available, analysis)
+        terms = _described(node, available, analysis)
+        if all(term.layout is not None for term in terms.values()):
+            probed = probed_step(node, affine[node], analysis.constants)
+            if probed is not None:
+                analysis.steps[node] = probed
+                terms = _combine(node, probed, available, analysis)
         candidates = ((a, _candidate(a, term)) for a, term in terms.items())
         analysis.candidates[node] = {a: candidate for a, candidate in candidates if candidate is not None}
         available[node] |= terms
     return analysis
+
+
+def _affine_anchors(node: fx.Node, affine: dict[fx.Node, list[fx.Node]], constants: Constants) -> list[fx.Node]:
+    """Return the nearest tensors that ``node`` is an affine function of, by whatever operators; itself first."""
+    first, *others = [affine[source] for source in linear_sources(node, constants) or ()] or [[]]
+    shared = (anchor for anchor in first if "shape" in anchor.meta and all(anchor in other for other in others))
+    return [node, *islice(shared, MAX_ANCHORS)]
+
+
+def _described(node: fx.Node, available: dict[fx.Node, dict[fx.Node, Term]], analysis: Analysis) -> dict[fx.Node, Term]:
+    """Return the terms that the rule of ``node``'s operator gives, none where there is none."""
+    try:
+        step = describe(node, analysis.constants)
+    except InexactError as reason:
+        analysis.reasons[node] = [reason.found]
+        return {}
+    if step is None or any(source not in available for source in step.inputs):
+        return {}
+    analysis.steps[node] = step
+    return _combine(node, step, available, analysis)
 
 
 def _combine(
@@ -202,6 +225,8 @@ _MATRIX_PRODUCTS = {aten.mm.default, aten.bmm.default, aten.matmul.default, aten
 
 def _other_macs(node: fx.Node) -> int:
     """Return the multiply-accumulates of a matrix product or a convolution that is no constant map."""
+    if node.target is aten.einsum.default:
+        return _einsum_macs(str(node.args[0]), [operand.meta["shape"] for operand in node.args[1]])  # type: ignore[union-attr]
     sources: list[tuple[int, ...]] = [
         a.meta["shape"] for a in node.args if isinstance(a, fx.Node) and "shape" in a.meta
     ]
@@ -209,9 +234,20 @@ def _other_macs(node: fx.Node) -> int:
     values = prod(shape)
     if node.target in _MATRIX_PRODUCTS and len(sources) >= 2 and sources[-2]:
         return values * sources[-2][-1]
-    if is_convolution(node) and len(sources) >= 2:
+    if (is_convolution(node) or node.target is aten.linear.default) and len(sources) >= 2:
         return values * prod(sources[1][1:])
     return 0
+
+
+def _einsum_macs(equation: str, shapes: list[tuple[int, ...]]) -> int:
+    """Return the product of all index sizes; an ellipsis counts as one index for each axis that it stands for."""
+    sizes: dict[str, int] = {}
+    for term, shape in zip(equation.replace(" ", "").split("->")[0].split(","), shapes, strict=True):
+        before, dots, after = term.partition("...")
+        hidden = len(shape) - len(before) - len(after)
+        names = [*before, *(f"...{index}" for index in range(hidden if dots else 0)), *after]
+        sizes.update(zip(names, shape, strict=True))
+    return prod(sizes.values())
 
 
 def is_convolution(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from repconv_cli.errors import UnprovenError
-from repconv_cli.graph.interpret import Constants, run_node
+from repconv_cli.graph.interpret import Constants, run_node, to_double
 from repconv_cli.graph.rewrite import Fusion
 from repconv_cli.graph.rules import aten
 
@@ -138,7 +138,10 @@ def _run(
     values: dict[fx.Node, Any] = {fusion.block.anchor: x}
 
     def fetch(node: fx.Node) -> Any:
-        return values[node] if node in values else constants.value(node)
+        if node in values:
+            return values[node]
+        # Stored tensors are cast by the operator that reads them: one copy less of a large weight.
+        return constants.tensors[str(node.target)] if node.op == "get_attr" else constants.value(node)
 
     for node in region:
         values[node] = run(node, fetch)
@@ -173,7 +176,7 @@ def _norm_magnitude(
     operands: tuple[Any, ...], absolute: Callable[[Any], Any], fetch: Callable[[fx.Node], Any]
 ) -> Tensor:
     x, gamma, beta, mean, var, _, _, eps = operands[:8]
-    scale = torch.rsqrt(fetch(var) + eps)
+    scale = torch.rsqrt(to_double(fetch(var)) + eps)
     if gamma is not None:
         scale = scale * absolute(gamma)
     shift = absolute(mean) * scale

@@ -38,8 +38,8 @@ def _inner(step: Step, anchor: fx.Node, steps: dict[fx.Node, Step]) -> list[str]
 
 
 def _label(step: Step) -> str:
-    if step.leaf is None or not step.label:
-        return ""
+    if step.leaf is None:
+        return step.label
     geometry = step.leaf.geometry
     is_depthwise = geometry.groups == geometry.in_channels > 1
     return f"{step.label} depthwise" if is_depthwise and not step.label.startswith("average") else step.label

@@ -154,7 +154,7 @@ BARRIERS = [
     Refused(
         "global_context_added",
         formula(lambda p, x: p.a(x) + p.b(x.mean((2, 3), keepdim=True)), a=conv(4, 4), b=conv(4, 4, 1)),
-        r"the branches have no common linear source: .*mean.* between",
+        r"branches of different shapes are added: one is repeated over the other's positions",
         (2, 0, 4),
     ),
     Refused(
@@ -216,7 +216,7 @@ BARRIERS = [
             conv=conv(4, 2),
             norm=nn.BatchNorm2d(4),
         ),
-        r"padding of the channel axis",
+        r"exact as one convolution, but 2 times the work",
         (1, 1, 3),
     ),
 ]

@@ -79,8 +79,8 @@ def _weighted_sum(call: Call, first: float, second: float) -> Step | None:
     left, right = call.operand(0), call.operand(1)
     a, b = call.variable(left), call.variable(right)
     if a is not None and b is not None:
-        if not a.meta["shape"] == b.meta["shape"] == call.node.meta["shape"]:
-            return None
+        if a.meta["shape"] != b.meta["shape"]:
+            raise InexactError("branches of different shapes are added: one is repeated over the other's positions")
 
         def combine(terms: tuple[Term, ...], anchor: Anchor) -> Term:
             scaled = [_times(term, weight, anchor) for term, weight in zip(terms, (first, second), strict=True)]
