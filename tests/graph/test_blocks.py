@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -14,23 +10,9 @@ from repconv_cli.graph.fuse import fuse_program
 from repconv_cli.graph.plan import count_ops
 from repconv_cli.verdict import random_inputs
 from tests.graph import models as m
+from tests.graph.block_case import ONE, SMALL, Block, assert_fuses, sequence
 from tests.graph.models import Formula, conv, conv_bn, randomised
-from tests.graph.proof import TOLERANCE, difference, fused, is_unchanged, noise, snapshot
-
-SMALL, OTHER = (2, 4, 7, 8), (3, 4, 10, 9)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block, and what must be left of it: (convolutions, norms, operations)."""
-
-    name: str
-    make: Callable[[], nn.Module]
-    left: tuple[int, int, int]
-    shape: tuple[int, ...] = SMALL
-    other: tuple[int, ...] = OTHER
-    blocks: int = 1
-    keywords: dict[str, tuple[int, ...]] = field(default_factory=dict)
+from tests.graph.proof import TOLERANCE, difference, fused, noise
 
 
 def _slices() -> nn.Module:
@@ -51,11 +33,6 @@ def _shortcut() -> nn.Module:
     )
 
 
-def _sequence(*layers: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(*layers)
-
-
-ONE = (1, 0, 1)
 BLOCKS = [
     Block("repvgg", m.RepVGG, ONE),
     Block("repvgg_without_norms", lambda: m.RepVGG(norms=False), ONE),
@@ -87,7 +64,7 @@ BLOCKS = [
     Block("linear_with_low_rank_adapter", m.LowRank, (0, 0, 1), (2, 8), (3, 8)),
     Block("linear_with_adapter_on_tokens", m.LowRank, (0, 0, 1), (2, 3, 8), (3, 5, 8)),
     Block("two_norm_linear_heads_averaged", m.TwoHeads, (0, 0, 1), (2, 8), (3, 8)),
-    Block("conv1d", _sequence(nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4)), ONE, (2, 4, 9), (3, 4, 12)),
+    Block("conv1d", sequence(nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4)), ONE, (2, 4, 9), (3, 4, 12)),
     Block(
         "conv3d",
         lambda: Formula(
@@ -121,7 +98,7 @@ BLOCKS = [
         lambda: Formula(lambda p, x: p.a(x) + p.b(x), a=conv_bn(4, 4, 3, padding_mode="reflect"), b=conv_bn(4, 4, 1)),
         (1, 0, 2),
     ),
-    Block("pointwise_then_reflect", _sequence(conv_bn(4, 4, 1), conv(4, 4, 3, padding_mode="reflect")), (1, 0, 2)),
+    Block("pointwise_then_reflect", sequence(conv_bn(4, 4, 1), conv(4, 4, 3, padding_mode="reflect")), (1, 0, 2)),
     Block(
         "circular_padding",
         lambda: Formula(
@@ -129,13 +106,13 @@ BLOCKS = [
         ),
         (1, 0, 2),
     ),
-    Block("transposed_stride_2", _sequence(nn.ConvTranspose2d(4, 6, 4, 2, 1), nn.BatchNorm2d(6)), ONE),
+    Block("transposed_stride_2", sequence(nn.ConvTranspose2d(4, 6, 4, 2, 1), nn.BatchNorm2d(6)), ONE),
     Block(
         "transposed_grouped_output_padding",
-        _sequence(nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2, bias=False), nn.BatchNorm2d(6)),
+        sequence(nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2, bias=False), nn.BatchNorm2d(6)),
         ONE,
     ),
-    Block("transposed_stride_1", _sequence(nn.ConvTranspose2d(4, 6, 3, 1, 1), nn.BatchNorm2d(6)), ONE),
+    Block("transposed_stride_1", sequence(nn.ConvTranspose2d(4, 6, 3, 1, 1), nn.BatchNorm2d(6)), ONE),
     Block(
         "average_pool_branch",
         lambda: Formula(
@@ -158,12 +135,12 @@ BLOCKS = [
         lambda: Formula(lambda p, x: (p.a(x) + x) / p.t / 3, a=conv_bn(4, 4), t=torch.ones(4, 1, 1)),
         ONE,
     ),
-    Block("dropout_in_eval", _sequence(conv(4, 4), nn.Dropout(0.5), nn.BatchNorm2d(4), nn.Dropout2d(0.1)), ONE),
+    Block("dropout_in_eval", sequence(conv(4, 4), nn.Dropout(0.5), nn.BatchNorm2d(4), nn.Dropout2d(0.1)), ONE),
     Block("stride_2_shortcut", _shortcut, ONE, (2, 4, 8, 8), (3, 4, 8, 8)),
     Block("scale_then_shift_stay_one_operator", lambda: Formula(lambda p, x: (x - 0.5) / 0.25), (0, 0, 1)),
-    Block("norm_then_norm", _sequence(nn.BatchNorm2d(4), nn.BatchNorm2d(4)), (0, 0, 1)),
-    Block("norm_before_an_unpadded_conv", _sequence(nn.BatchNorm2d(4), conv(4, 4, 3, padding=0)), ONE),
-    Block("pad_as_its_own_layer", _sequence(nn.ZeroPad2d((1, 1, 1, 1)), conv(4, 4, padding=0), nn.BatchNorm2d(4)), ONE),
+    Block("norm_then_norm", sequence(nn.BatchNorm2d(4), nn.BatchNorm2d(4)), (0, 0, 1)),
+    Block("norm_before_an_unpadded_conv", sequence(nn.BatchNorm2d(4), conv(4, 4, 3, padding=0)), ONE),
+    Block("pad_as_its_own_layer", sequence(nn.ZeroPad2d((1, 1, 1, 1)), conv(4, 4, padding=0), nn.BatchNorm2d(4)), ONE),
     Block(
         "crop_and_stride_slices",
         lambda: Formula(lambda p, x: p.a(x)[:, :, ::2, ::2] + p.b(x), a=conv_bn(4, 4, 1), b=conv_bn(4, 4, 3, stride=2)),
@@ -189,28 +166,9 @@ def _tied() -> nn.Module:
     return model
 
 
-def _resizable(program: Any, shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    """Return ``other`` where the program's sizes are free, else the size it is fixed to."""
-    return tuple(
-        new if free is None else old for free, old, new in zip(program.inputs[0].shape, shape, other, strict=True)
-    )
-
-
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
 def test_block_becomes_the_stated_operators_and_computes_the_same(block: Block) -> None:
-    module = randomised(block.make()).train()
-    before = snapshot(module)
-    found = fused(module, noise(block.shape))
-    counts = count_ops(found.program)
-    assert (counts["convs"], counts["norms"], counts["ops"]) == block.left
-    assert len(found.certificates) == len(found.plan.blocks) == block.blocks
-    assert all(certificate.error <= 1e-12 for certificate in found.certificates)
-    assert is_unchanged(module, before)
-    shape = _resizable(found.program, block.shape, block.other)
-    assert shape[0] == 3
-    assert difference(module, found.program, noise((3, *block.shape[1:]))) <= TOLERANCE
-    assert difference(module, found.program, noise(shape, seed=1)) <= TOLERANCE
-    assert difference(module, found.plan.program, noise(shape, seed=2)) <= TOLERANCE, "the source graph changed"
+    assert_fuses(block)
 
 
 def test_several_inputs_by_keyword_and_outputs_in_a_dict_keep_their_nesting() -> None:
