@@ -1,6 +1,6 @@
 """Fuse real model classes and compare with their libraries' own converters: writes ``benchmarks/RESULTS.md``.
 
-    python benchmarks/models.py [--only GLOB] [--no-latency] [--out FILE] [--records FOLDER]
+    python benchmarks/models.py [--only GLOB] [--no-latency] [--out FILE] [--records FOLDER [--resume]]
 
 Each model runs in a process of its own, one after the other, so that a crash or a hang costs that model alone and peak
 memory is its own. Needs ``pip install -e '.[benchmarks]'``.
@@ -26,7 +26,8 @@ from benchmarks.record import Record  # noqa: E402
 from benchmarks.table import render  # noqa: E402
 from benchmarks.zoo import CATALOGUE, ZooModel  # noqa: E402
 
-SECONDS_PER_MODEL = 240
+# Of the clock, with room for other work on the machine: the slowest takes about 150 s of the processor.
+SECONDS_PER_MODEL = 600
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "ultralytics", "onnx", "onnxruntime", "numpy")
 
 
@@ -42,7 +43,10 @@ def main(argv: list[str] | None = None) -> None:
         records = []
         for index, model in enumerate(models, start=1):
             print(f"[{index}/{len(models)}] {model.name}", file=sys.stderr, flush=True)
-            records.append(measure_apart(model, folder, with_latency=not options.no_latency))
+            path = folder / f"{model.name.replace(':', '_')}.json"
+            if not (options.resume and path.exists()):
+                measure_apart(model, path, with_latency=not options.no_latency)
+            records.append(Record.read(path))
             # After each model, so that an interrupted run leaves what it has.
             options.out.write_text(render(records, _header(argv if argv is not None else sys.argv[1:])))
 
@@ -53,19 +57,19 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-latency", action="store_true", help="counts, exactness and time of conversion only")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "RESULTS.md", help="the markdown to write")
     parser.add_argument("--records", type=Path, help="keep the measured records, as JSON, in this folder")
+    parser.add_argument("--resume", action="store_true", help="measure only models without a record in that folder")
     return parser.parse_args(argv)
 
 
-def measure_apart(model: ZooModel, folder: Path, *, with_latency: bool) -> Record:
-    """Return the record of ``model``, measured in another process; what fails there is told in ``problems``."""
-    path = folder / f"{model.name.replace(':', '_')}.json"
+def measure_apart(model: ZooModel, path: Path, *, with_latency: bool) -> None:
+    """Write the record of ``model``, measured in another process, to ``path``; ``problems`` tell what failed there."""
     path.unlink(missing_ok=True)
     command = [sys.executable, str(ROOT / "benchmarks" / "measure.py"), model.name, str(path)]
     problem = _run([*command, *([] if with_latency else ["--no-latency"])])
-    record = Record.read(path) if path.exists() else Record(model.name, convs_by_hand=model.convs_by_hand)
-    if problem:
-        record.problems.append(problem)
-    return record
+    if problem or not path.exists():
+        record = Record.read(path) if path.exists() else Record(model.name, convs_by_hand=model.convs_by_hand)
+        record.problems.append(problem or "nothing was written")
+        record.write(path)
 
 
 def _run(command: list[str]) -> str | None:
