@@ -153,15 +153,22 @@ def is_valid(net: Net) -> bool:
         record(module)
         with torch.no_grad():
             for growth in range(1, 4) if net.is_spatial_free else ():
-                module(torch.ones((batch, channels, *(size + growth for size in sizes))))
+                module(torch.ones((batch, channels, *(size + growth * (size > 1) for size in sizes))))
     except (RuntimeError, ValueError, IndexError):
         return False
     return True
 
 
 def with_valid_sizes(net: Net) -> Net:
-    """Return ``net``, its sizes fixed where it does not run at others."""
-    return replace(net, is_spatial_free=net.is_spatial_free and is_valid(net))
+    """Return ``net``, its sizes fixed where torch.export fixes them: it needs certain sizes, or cuts at a place."""
+    is_free = net.is_spatial_free and not any(map(_cuts_at_a_place, net.layers)) and is_valid(net)
+    return replace(net, is_spatial_free=is_free)
+
+
+def _cuts_at_a_place(layer: Layer) -> bool:
+    """Whether it is a crop that needs a smallest size: up to a fixed place, or from one counted from the end."""
+    o = layer.options
+    return layer.kind == "window" and o["dim"] > 1 and (0 < o["end"] < 2**31 or o["start"] < 0)
 
 
 def shrunk(net: Net, fails: Callable[[Net], bool]) -> Net:

@@ -216,11 +216,13 @@ def _pad(b: Builder, value: int) -> int:
     return b.tried("pad", value, widths=widths, mode=mode, value=number)
 
 
+_OTHERS = ["block", "block", "transposed", "mix", "tokens", "linear", "mean", "shuffle", "swapped", "rearranged"]
+_OTHERS += ["stacked", "reduced", "spread", "matrix"]
+
+
 def _other(b: Builder, value: int, depth: int) -> int:
     dims, channels = len(b.shape) - 2, b.size(value)[1]
-    form = b.chance.choice(
-        ["block", "block", "transposed", "mix", "tokens", "linear", "mean", "shuffle", "swapped", "rearranged"]
-    )
+    form = b.chance.choice(_OTHERS)
     if form == "block":
         return _block(b, value, depth + 1) if depth < 2 else value
     if form == "transposed":
@@ -241,6 +243,17 @@ def _other(b: Builder, value: int, depth: int) -> int:
         return b.tried(form, value, out=channels, bias=b.chance.choice([True, False]))
     if form == "linear":
         return b.tried(form, value, out=b.size(value)[-1], bias=b.chance.choice([True, False]))
+    if form == "matrix":
+        return b.tried(form, value, out=channels)
+    if form == "reduced":
+        return b.tried(form, value, dim=b.chance.choice(range(1, len(b.shape))), is_rest=b.is_rare(2))
+    if form == "spread":
+        names = ["nearest", "bilinear", "shuffle", "unshuffle", "pooled", "running sum"]
+        return b.tried(form, value, op=b.chance.choice(names))
+    if form == "stacked":
+        branches = [_chain(b, value, channels, 1, depth + 1) for _ in range(2)] if depth < 2 else [value, value]
+        found = b.add(form, *branches, dim=b.chance.choice([0, 1, len(b.shape)]), op=b.chance.choice(["sum", "mean"]))
+        return value if found is None else found
     if form == "swapped":
         return b.tried(form, value, scale=b.chance.choice([1.0, -0.5]))
     if form == "rearranged":

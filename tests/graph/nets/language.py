@@ -203,7 +203,8 @@ def record(module: NetModule) -> Program:
     """Return the graph of ``module``, its batch free, and its spatial sizes where the net says so."""
     net, tensors = module.net, dict(module.state_dict())
     batch, channels, *sizes = net.shape
-    grown = (batch + 1, channels, *(size + 4 * net.is_spatial_free for size in sizes))
+    # A size of 1 is never free: torch.export specialises it, since it broadcasts.
+    grown = (batch + 1, channels, *(size + 4 * (net.is_spatial_free and size > 1) for size in sizes))
     with torch.no_grad():
         recorder = Recorder(tensors, (torch.ones(net.shape), torch.ones(grown)))
         outputs = recorder.run(net, recorder.input)

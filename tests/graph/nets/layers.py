@@ -252,6 +252,44 @@ def shuffle(m: Machine, x: Any, o: dict[str, Any]) -> Any:
 
 
 @kind
+def stacked(m: Machine, x: Any, o: dict[str, Any]) -> Any:
+    """A sum or mean of branches written by stacking them, along a new axis."""
+    joined = m.call(aten.stack.default, list(x), o["dim"])
+    target = aten.sum.dim_IntList if o["op"] == "sum" else aten.mean.dim
+    return m.call(target, joined, [o["dim"]])
+
+
+@kind
+def reduced(m: Machine, x: Any, o: dict[str, Any]) -> Any:
+    """A mean over the channels or one spatial axis, kept; or what is left after taking it away."""
+    average = m.call(aten.mean.dim, x[0], [o["dim"]], True)
+    return m.call(aten.sub.Tensor, x[0], average) if o["is_rest"] else average
+
+
+@kind
+def spread(m: Machine, x: Any, o: dict[str, Any]) -> Any:
+    """Values copied to, taken from or interpolated between more or fewer positions."""
+    calls: dict[str, Callable[[], Any]] = {
+        "nearest": lambda: m.call(aten.upsample_nearest2d.vec, x[0], None, [2.0, 2.0]),
+        "bilinear": lambda: m.call(aten.upsample_bilinear2d.vec, x[0], None, False, [2.0, 2.0]),
+        "shuffle": lambda: m.call(aten.pixel_shuffle.default, x[0], 2),
+        "unshuffle": lambda: m.call(aten.pixel_unshuffle.default, x[0], 2),
+        "pooled": lambda: m.call(aten.adaptive_avg_pool2d.default, x[0], [2, 2]),
+        "running sum": lambda: m.call(aten.cumsum.default, x[0], 2),
+    }
+    return calls[o["op"]]()
+
+
+@kind
+def matrix(m: Machine, x: Any, o: dict[str, Any]) -> Any:
+    """A constant matrix over the channels of flattened positions: a 1x1 convolution by matrix product."""
+    batch, channels, *sizes = m.sizes(x[0])
+    weight = m.tensor("weight", (o["out"], channels), "weight")
+    flat = m.call(aten.reshape.default, x[0], [batch, channels, -1])
+    return m.call(aten.reshape.default, m.call(aten.matmul.default, weight, flat), [batch, o["out"], *sizes])
+
+
+@kind
 def rearranged(m: Machine, x: Any, o: dict[str, Any]) -> Any:
     """Positions in another order, or spread out: linear, but no convolution."""
     if o["op"] == "flip":
