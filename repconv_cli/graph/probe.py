@@ -18,8 +18,8 @@ from torch import Tensor, fx
 from repconv_cli.algebra import Axis, ConvMap, Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants, run_node
-from repconv_cli.graph.rules.registry import RULES, Step, kernel_name, leaf_step
-from repconv_cli.graph.terms import Leaf
+from repconv_cli.graph.rules.registry import RULES, Step, kernel_name
+from repconv_cli.graph.terms import Anchor, Leaf, Term, apply_leaf
 
 # Affine in all tensors that they read.
 _LINEAR = """
@@ -96,9 +96,12 @@ def _as_step(anchor: fx.Node, found: ConvMap, axis: int, holds_layer: bool) -> S
     geometry = found.geometry
     kernel = ConvMap(found.weight, torch.zeros_like(found.bias), geometry)
     leaf = Leaf(geometry, lambda: kernel, found.bias, is_layer=holds_layer)
-    step = leaf_step(anchor, leaf, axis, kernel_name(tuple(a.kernel for a in geometry.axes)) if geometry.axes else "")
-    # What the node itself costs is not what the whole region does.
-    return replace(step, leaf=None)
+
+    def combine(terms: tuple[Term, ...], at: Anchor) -> Term:
+        # Values that are only moved or averaged are no kernel that somebody would expect to be fused.
+        return replace(apply_leaf(leaf, terms[0], axis, at), kernels=terms[0].kernels + holds_layer)
+
+    return Step((anchor,), combine, label=kernel_name(tuple(a.kernel for a in geometry.axes)))
 
 
 def _is_read_as_an_image(node: fx.Node, constants: Constants) -> bool:

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import TraceError
+from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_renamable, is_write, memory_of
 from repconv_cli.graph.program import LEAF, InputInfo, Program, Structure
 
 aten = torch.ops.aten
@@ -32,6 +33,7 @@ _DROPPED = {
 _NORMS = {aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats}
 # In a functional graph these give their first argument's values under another name.
 _ALIASES = {aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default}
+_DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 # A view demands a memory layout, which fusing (or the user, with ``channels_last``) may change; a reshape takes any.
 _VIEWS = {aten.view.default, aten._unsafe_view.default}
 
@@ -102,8 +104,7 @@ def _export(
             if tied and free:
                 reasons.append(tied[0])
                 continue
-            # Most of the time goes here, so only for the graph that is kept.
-            return exported.run_decompositions({}), _size_notes(free)
+            return exported if is_renamable(exported.graph) else exported.run_decompositions({}), _size_notes(free)
         except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward
             error = failure
     detail = f"{type(error).__name__}: {_first_line(error)}" if error else f"sizes tied by {reasons[-1]}"
@@ -235,8 +236,10 @@ class _Copier:
         self.keys = keys
         self.graph = fx.Graph()
         self.env: dict[fx.Node, Any] = {}
+        self.owner: dict[fx.Node, fx.Node] = {}
 
     def copy(self, node: fx.Node) -> None:
+        self.owner[node] = memory_of(node, self.owner)
         if node.op == "placeholder" and node.name in self.keys:
             self.env[node] = self.graph.get_attr(self.keys[node.name])
         elif node.op == "get_attr":
@@ -248,17 +251,45 @@ class _Copier:
             return
         elif node.op == "call_function" and node.target in _NORMS:
             self.env[node] = self._batch_norm(node)
+        elif node.op == "call_function" and node.target in SHAPED_LIKE:
+            self.env[node] = self._reshape_as(node)
         else:
             self.env[node] = self.graph.node_copy(node, lambda n: self.env[n])
-            if node.target in _VIEWS:
-                self.env[node].target = aten.reshape.default
+            self.env[node].target = self._target(node)
         self._describe(node, self.env[node])
+        if node.op == "call_function" and is_write(node):
+            self._rename(node)
+
+    def _reshape_as(self, node: fx.Node) -> fx.Node:
+        """Return a reshape that reads its sizes, not the tensor that has them."""
+        x, other = (self.env[source] for source in node.args[:2])  # type: ignore[index]
+        sizes: list[int | fx.Node] = []
+        for axis, size in enumerate(node.meta["val"].shape):
+            sizes.append(self._size(other, axis, size) if isinstance(size, torch.SymInt) else size)
+        return self.graph.call_function(aten.reshape.default, (x, sizes))
+
+    def _size(self, tensor: fx.Node, axis: int, size: torch.SymInt) -> fx.Node:
+        found = self.graph.call_function(aten.sym_size.int, (tensor, axis))
+        found.meta = {"module": "", "is_size": True, "size": _hint(size)}
+        return found
+
+    def _target(self, node: fx.Node) -> Any:
+        if node.target in _VIEWS:
+            return aten.reshape.default
+        return functional_form(node.target) if node.op == "call_function" and is_write(node) else node.target
+
+    def _rename(self, node: fx.Node) -> None:
+        """Let every name of the tensor that ``node`` writes to stand for what it wrote."""
+        before = self.env[node.args[0]]  # type: ignore[index]
+        for name, value in self.env.items():
+            if value is before and self.owner[name] is self.owner[node]:
+                self.env[name] = self.env[node]
 
     def _alias(self, node: fx.Node) -> Any:
         """Return what ``node`` merely renames, or None."""
         if node.op != "call_function":
             return None
-        if node.target in _ALIASES:
+        if node.target in _ALIASES or _is_dropout_in_eval_mode(node):
             return self.env[node.args[0]]  # type: ignore[index]
         source = node.args[0] if node.args else None
         if node.target is operator.getitem and isinstance(source, fx.Node) and source.target in _NORMS:
@@ -294,6 +325,10 @@ class _Copier:
         elif isinstance(value, (torch.SymInt, int)) and not isinstance(value, bool):
             copy.meta["is_size"] = True
             copy.meta["size"] = _hint(value)
+
+
+def _is_dropout_in_eval_mode(node: fx.Node) -> bool:
+    return node.target in _DROPOUTS and not (node.args[2] if len(node.args) > 2 else node.kwargs.get("train", True))
 
 
 def _is_whole(window: tuple[Any, ...]) -> bool:
