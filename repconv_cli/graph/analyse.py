@@ -64,6 +64,12 @@ class Analysis:
     steps: dict[fx.Node, Step] = field(default_factory=dict)
     candidates: dict[fx.Node, dict[fx.Node, Candidate]] = field(default_factory=dict)
     reasons: dict[fx.Node, list[str]] = field(default_factory=dict)
+    unproven: dict[fx.Node, str] = field(default_factory=dict)
+
+    def refuse(self, node: fx.Node, anchor: fx.Node, reason: str) -> None:
+        """Take away a candidate whose proof failed."""
+        self.candidates[node].pop(anchor, None)
+        self.unproven[node] = reason
 
 
 def analyse(program: Program) -> Analysis:
@@ -83,6 +89,7 @@ def analyse(program: Program) -> Analysis:
             probed = probed_step(node, affine[node], analysis.constants)
             if probed is not None:
                 analysis.steps[node] = probed
+                analysis.reasons.pop(node, None)
                 terms = _combine(node, probed, available, analysis)
         candidates = ((a, _candidate(a, term)) for a, term in terms.items())
         analysis.candidates[node] = {a: candidate for a, candidate in candidates if candidate is not None}

@@ -21,6 +21,7 @@ from repconv_cli.graph.rules import aten
 
 LIMIT = 1e-12
 _MOST_GEOMETRIES = 8
+_MOST_OTHERS = 2
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,46 @@ def certify(
 ) -> Certificate:
     """Return the certificate of ``fusion``; ``tensors`` are its float64 tensors, if computed already.
 
-    Raises :class:`UnprovenError` if it proves a difference.
+    Raises :class:`UnprovenError` if it proves a difference, or if there is no place to prove it at.
     """
     region = _region(fusion, constants)
     operator = _as_callable(fusion, fusion.tensors() if tensors is None else tensors)
-    shapes = _geometries(fusion, region)
-    errors = [_error(region, operator, shape, fusion, constants, seed + index) for index, shape in enumerate(shapes)]
-    certificate = Certificate(max(errors), len(shapes))
+    errors = _errors(_geometries(fusion, region, constants), region, operator, fusion, seed)
+    if errors is None:
+        # The region does not run at small sizes, such as one that crops at a place counted in pixels.
+        errors = _errors(_traced_and_others(fusion.block.anchor, constants), region, operator, fusion, seed)
+    if not errors:
+        raise UnprovenError(f"block {fusion.block.name}: it runs at the traced size alone, though that is free")
+    certificate = Certificate(max(errors), len(errors))
     if not certificate.is_proof:
         raise UnprovenError(
             f"block {fusion.block.name}: one operator differs from its branches by {certificate.error:.1e} of scale",
             needed=f"at most {LIMIT:.0e}",
-            hint="Nothing was written. Please report this model.",
         )
     return certificate
+
+
+Place = tuple[tuple[int, ...], Constants]
+
+
+def _errors(
+    places: list[Place],
+    region: list[fx.Node],
+    operator: Callable[[Tensor], Tensor],
+    fusion: Fusion,
+    seed: int,
+) -> list[float] | None:
+    """Return the error at each place; None where the region does not run there."""
+    errors = []
+    for index, (shape, constants) in enumerate(places):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed + index), dtype=torch.float64)
+        try:
+            with torch.no_grad():
+                expected = _run(region, x, fusion, constants, run_node)
+        except RuntimeError:
+            return None
+        errors.append(_error(region, operator, x, expected, fusion, constants))
+    return errors
 
 
 def _region(fusion: Fusion, constants: Constants) -> list[fx.Node]:
@@ -84,45 +111,66 @@ def _reads_sizes(region: list[fx.Node], anchor: fx.Node) -> bool:
     return False
 
 
-def _geometries(fusion: Fusion, region: list[fx.Node]) -> list[tuple[int, ...]]:
-    """Return the input shapes to prove the block at, one sample each.
+def _geometries(fusion: Fusion, region: list[fx.Node], constants: Constants) -> list[Place]:
+    """Return the input shapes to prove the block at, one sample each, and the constants there.
 
-    Fixed sizes are taken as they are, and so is the traced shape where constants were made for it. Where a size is
-    free, nothing depends on it but which window is the last one, so small sizes do, larger than the kernel and one
-    for each remainder by the stride.
+    Fixed sizes are taken as they are. Where a size is free, nothing depends on it but which window is the last one,
+    so small sizes do, larger than the kernel and one for each remainder by the stride. A region that reads sizes
+    runs where those are known: as traced, and with the model's own free sizes grown.
     """
     anchor, term = fusion.block.anchor, fusion.block.choice.candidate.term
     shape, free = anchor.meta["shape"], anchor.meta["free"]
     if _reads_sizes(region, anchor):
-        return [shape]
+        return _traced_and_others(anchor, constants)
     samples = (1 if free[0] else shape[0],)
     if not any(free[1:]):
-        return [(*samples, *shape[1:])]
+        return [((*samples, *shape[1:]), constants)]
     axes = term.geometry.axes if term.geometry is not None else ()
     stride = max((axis.stride for axis in axes), default=1)
     extent = max((axis.extent + max(axis.low, axis.high, 0) for axis in axes), default=1)
     smallest = extent + 2 * stride + 1
-    return [
-        (*samples, *(smallest + grown if is_free else size for size, is_free in zip(shape[1:], free[1:], strict=True)))
-        for grown in range(min(max(stride, 2), _MOST_GEOMETRIES))
-    ]
+    places = []
+    for grown in range(min(max(stride, 2), _MOST_GEOMETRIES)):
+        sizes = (smallest + grown if is_free else size for size, is_free in zip(shape[1:], free[1:], strict=True))
+        places.append(((*samples, *sizes), constants))
+    return places
+
+
+def _traced_and_others(anchor: fx.Node, constants: Constants) -> list[Place]:
+    """Return the traced shape and those that the anchor has where the free sizes are others.
+
+    None, if no other is known of an anchor whose size is free.
+    """
+    places = [(constants.shape(anchor), constants)]
+    seen = {places[0][0][1:]}
+    for other in constants.elsewhere:
+        shape = other.shape(anchor)
+        if shape[1:] not in seen and len(places) <= _MOST_OTHERS:
+            seen.add(shape[1:])
+            places.append((shape, other))
+    is_free = any(anchor.meta["free"][1:])
+    return [] if is_free and len(places) == 1 else places
 
 
 def _error(
     region: list[fx.Node],
     operator: Callable[[Tensor], Tensor],
-    shape: tuple[int, ...],
+    x: Tensor,
+    expected: Tensor,
     fusion: Fusion,
     constants: Constants,
-    seed: int,
 ) -> float:
-    """Return the largest difference at one random input, relative to the magnitude of what was summed there."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """Return the largest difference at ``x``, relative to the magnitude of what was summed, value by value."""
     with torch.no_grad():
-        expected = _run(region, x, fusion, constants, run_node)
+        try:
+            found = operator(x)
+        except RuntimeError:
+            return float("inf")
+        if found.shape != expected.shape:
+            return float("inf")
+        difference = (found - expected).abs()
         scale = _run(region, x.abs(), fusion, constants, run_magnitude)
-        difference = (operator(x) - expected).abs()
-    if difference.shape != scale.shape or not bool(torch.isfinite(difference).all()):
+    if not bool(torch.isfinite(difference).all()):
         return float("inf")
     # Where nothing was summed nothing may differ; elsewhere the smallest scale that float64 can resolve.
     return float((difference / scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
@@ -141,7 +189,7 @@ def _run(
         if node in values:
             return values[node]
         # Stored tensors are cast by the operator that reads them: one copy less of a large weight.
-        return constants.tensors[str(node.target)] if node.op == "get_attr" else constants.value(node)
+        return constants.stored(node) if node.op == "get_attr" else constants.value(node)
 
     for node in region:
         values[node] = run(node, fetch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from repconv_cli.graph.program import Program
+from repconv_cli.graph.sizes import Sizes, other_sizes
 
 _DOUBLED = {torch.float16, torch.bfloat16, torch.float32}
 Fetch = Callable[[fx.Node], Any]
@@ -35,11 +37,13 @@ def run_node(node: fx.Node, fetch: Fetch) -> Any:
 class Constants:
     """Values that depend on parameters alone, in float64, evaluated when first asked for.
 
-    Sizes count as constants at their traced value: a rule that uses one must not depend on which value it is.
+    Sizes count as constants at their traced value, or at that of ``sizes``: a rule that uses one must not depend on
+    which value it is.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.tensors = program.tensors
+    def __init__(self, program: Program, sizes: Sizes | None = None) -> None:
+        self.program = program
+        self.sizes = sizes
         self.values: dict[fx.Node, Any] = {}
         self.nodes: set[fx.Node] = set()
         for node in program.graph.nodes:
@@ -53,12 +57,26 @@ class Constants:
     def __contains__(self, node: object) -> bool:
         return node in self.nodes
 
+    @cached_property
+    def elsewhere(self) -> tuple[Constants, ...]:
+        """The same constants at other choices of the free sizes."""
+        return tuple(Constants(self.program, sizes) for sizes in other_sizes(self.program))
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the shape of a tensor at these sizes."""
+        found: tuple[int, ...] = node.meta["shape"] if self.sizes is None else self.sizes.shapes[node]
+        return found
+
+    def stored(self, node: fx.Node) -> Tensor:
+        """Return the tensor that a ``get_attr`` node names, as it is stored."""
+        return self.program.tensors[str(node.target)]
+
     def value(self, node: fx.Node) -> Any:
         """Return the float64 value of a constant node (a whole number for a size)."""
         if node.op == "get_attr":
-            return to_double(self.tensors[str(node.target)])
+            return to_double(self.stored(node))
         if node.meta.get("is_size"):
-            return node.meta["size"]
+            return node.meta["size"] if self.sizes is None else self.sizes.values[node]
         if node not in self.values:
             for source in _unmet(node, self.values):
                 self.values[source] = run_node(source, self.value)
@@ -66,7 +84,8 @@ class Constants:
 
     def forget(self) -> None:
         """Drop the values evaluated so far; they are evaluated again where asked for."""
-        self.values.clear()
+        for constants in (self, *self.__dict__.get("elsewhere", ())):
+            constants.values.clear()
 
     def keys(self, node: fx.Node) -> list[str]:
         """Return the tensor keys that ``node``'s value is made of."""

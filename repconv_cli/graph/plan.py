@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -65,11 +66,18 @@ class Plan:
     refusals: tuple[Refusal, ...]
 
 
-def make_plan(program: Program, only: str | None = None) -> Plan:
-    """Return the plan for ``program``; ``only`` keeps the blocks whose name matches a glob."""
+def make_plan(
+    program: Program, only: str | None = None, unproven: Mapping[tuple[fx.Node, fx.Node], str] | None = None
+) -> Plan:
+    """Return the plan for ``program``; ``only`` keeps the blocks whose name matches a glob.
+
+    ``unproven`` are nodes and anchors that failed their proof, with what it found: they are refused.
+    """
     from fnmatch import fnmatchcase
 
     analysis = analyse(program)
+    for (node, anchor), reason in (unproven or {}).items():
+        analysis.refuse(node, anchor, reason)
     choices = select(program, analysis)
     naming = _Naming(program, analysis)
     blocks = [naming.block(choice) for choice in choices]

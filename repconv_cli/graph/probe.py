@@ -42,6 +42,7 @@ _PRODUCTS = {"linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "einsum"}
 MAX_KERNEL = 2**22
 MAX_REGION = 64
 MAX_TRIES = 2
+MIN_PLACES = 3
 MAX_STEPS = 4
 MAX_AXES = 5
 _TOLERANCE = 1e-12
@@ -143,19 +144,24 @@ def probe(anchor: fx.Node, region: list[fx.Node], constants: Constants, axis: in
     shape: tuple[int, ...] = anchor.meta["shape"]
     dims = len(shape) - 2 if axis == 1 else 0
 
-    def run(x: Tensor) -> Tensor:
-        values: dict[fx.Node, Any] = {anchor: x}
-        for node in region:
-            values[node] = run_node(node, lambda n: values[n] if n in values else constants.value(n))
-        found: Tensor = values[region[-1]]
-        return found
+    def run_at(constants: Constants) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            values: dict[fx.Node, Any] = {anchor: x}
+            for node in region:
+                values[node] = run_node(node, lambda n: values[n] if n in values else constants.value(n))
+            found: Tensor = values[region[-1]]
+            return found
+
+        return run
 
     with torch.enable_grad():
-        rows = _Rows(run, shape, axis, dims)
+        rows = _Rows(run_at(constants), shape, axis, dims)
         geometry, windows = rows.geometry(anchor.meta["free"])
         weight = rows.kernel(geometry, windows)
     grouped = _grouped(ConvMap(weight, rows.bias(), geometry))
-    _check(run, grouped, shape, axis)
+    _check(run_at(constants), grouped, shape, axis)
+    if any(anchor.meta["free"][1:]):
+        _check_elsewhere(run_at, grouped, anchor, axis, constants)
     return grouped
 
 
@@ -275,6 +281,33 @@ def _grouped(dense: ConvMap) -> ConvMap:
 
 def _divisors(*numbers: int) -> Iterable[int]:
     return (g for g in range(min(numbers), 0, -1) if all(number % g == 0 for number in numbers))
+
+
+def _check_elsewhere(
+    run_at: Callable[[Constants], Callable[[Tensor], Tensor]],
+    found: ConvMap,
+    anchor: fx.Node,
+    axis: int,
+    constants: Constants,
+) -> None:
+    """Check the map at other choices of the free sizes: one for each remainder by the stride, and two at least.
+
+    A mean over all positions, or a place counted from the far end, is a kernel at one size and another at the next.
+    """
+    strides = [a.stride for a in found.geometry.axes]
+    places = {constants.shape(anchor)[1:]}
+    for other in constants.elsewhere:
+        shape = other.shape(anchor)
+        if shape[1:] not in places:
+            _check(run_at(other), found, shape, axis)
+            places.add(shape[1:])
+    is_free = anchor.meta["free"][2:]
+    for index, stride in enumerate(strides):
+        seen = {shape[1 + index] % stride for shape in places}
+        if is_free[index] and len(seen) < stride:
+            raise InexactError("not checked at every remainder by the stride")
+    if len(places) < MIN_PLACES:
+        raise InexactError("not checked at other sizes")
 
 
 def _check(run: Callable[[Tensor], Tensor], found: ConvMap, shape: tuple[int, ...], axis: int) -> None:

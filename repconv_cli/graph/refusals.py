@@ -53,6 +53,8 @@ def _reason_to_stop(choice: Choice, analysis: Analysis) -> str | None:
 
 def _reason(node: fx.Node, analysis: Analysis) -> str | None:
     """Return why ``node`` was left, or None if it never looked like a candidate."""
+    if node in analysis.unproven:
+        return f"could not be proven, so it was left: {analysis.unproven[node]}"
     known = analysis.reasons.get(node)
     if known and node.target not in _MOVES and _looks_fusible(node, analysis):
         return known[0]
@@ -89,14 +91,20 @@ def _has_linear_branch(node: fx.Node, analysis: Analysis) -> bool:
 
 
 def _cost_reason(node: fx.Node, composed: list[Candidate], analysis: Analysis) -> str:
+    dearer = _times_the_work(node, composed, analysis)
+    return dearer or "exact as one convolution, but its inner values are also read elsewhere, so nothing would be saved"
+
+
+def _times_the_work(node: fx.Node, composed: list[Candidate], analysis: Analysis) -> str | None:
+    """Return by how much even the cheapest of ``composed`` is dearer than what it replaces, None if it is not."""
     nearest = min(composed, key=lambda c: c.cost.macs)
     region = _between(node, nearest.anchor.node, analysis)
     now = sum(cost_of_node(n, analysis.steps).macs for n in region)
     then = nearest.cost.macs
-    if now and then > now:
-        counts = f"{now // analysis.samples:,} → {then // analysis.samples:,} MACs"
-        return f"exact as one convolution, but {then / now:.3g} times the work ({counts})"
-    return "exact as one convolution, but its inner values are also read elsewhere, so nothing would be saved"
+    if not now or then <= now:
+        return None
+    counts = f"{now // analysis.samples:,} → {then // analysis.samples:,} MACs"
+    return f"exact as one convolution, but {then / now:.3g} times the work ({counts})"
 
 
 def _between(node: fx.Node, anchor: fx.Node, analysis: Analysis) -> set[fx.Node]:
@@ -113,6 +121,9 @@ def _between(node: fx.Node, anchor: fx.Node, analysis: Analysis) -> set[fx.Node]
 
 
 def _norm_reason(node: fx.Node, analysis: Analysis) -> str:
+    folded = [c for c in analysis.candidates.get(node, {}).values() if c.term.convolutions]
+    if folded and (dearer := _times_the_work(node, folded, analysis)) is not None:
+        return dearer
     for reader in node.users:
         if analysis.reasons.get(reader):
             return f"cannot be folded into what reads it: {analysis.reasons[reader][0]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from repconv_cli.graph.rewrite import Fusion, fuse_block
 from repconv_cli.graph.trace import trace
 from repconv_cli.verdict import random_inputs
 from tests.graph.models import Formula, MobileOne, RepVGG, conv, conv_bn, randomised
-from tests.graph.proof import noise
+from tests.graph.proof import in_float64, noise
 
 DIFFERS = r"one operator differs from its branches by (inf|nan|\d\.\de[+-]\d+) of scale"
 Pair = tuple[Plan, Fusion]
@@ -199,3 +200,38 @@ def test_the_whole_program_is_checked_as_well(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("repconv_cli.graph.fuse.certify", lambda *_: None)
     with pytest.raises(UnprovenError, match=r"the fused model differs from the original by \d\.\de-\d+ of its range"):
         fuse_program(program, random_inputs(program, 1, 0))
+
+
+def test_a_block_that_cannot_be_proven_is_left_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = randomised(nn.Sequential(conv_bn(4, 4), nn.ReLU(), conv_bn(4, 2)))
+    program = trace(module, noise((2, 4, 7, 7)))
+
+    def doubled_in_the_first(block):
+        fusion = fuse_block(block)
+        return corrupted(fusion, "weight", lambda w: w * 2) if block.name.startswith("0") else fusion
+
+    monkeypatch.setattr("repconv_cli.graph.fuse.fuse_block", doubled_in_the_first)
+    found = fuse_program(program, random_inputs(program, 1, 0))
+    assert [block.name for block in found.plan.blocks] == ["2.0"]
+    (refusal,) = found.plan.refusals
+    assert refusal.name.startswith("0")
+    assert re.search(r"could not be proven, so it was left: .* differs from its branches by", refusal.reason)
+    x = noise((3, 4, 7, 7), seed=1)[0]
+    with torch.no_grad():
+        assert torch.allclose(in_float64(found.program)(x.double()), module.double()(x.double()), rtol=1e-12)
+
+
+def test_a_model_that_makes_much_of_the_last_bit_is_judged_by_what_it_makes_of_it() -> None:
+    """A gain of forty, three times: rounding alone moves the outputs by more than 1e-11 of their range."""
+
+    def chaotic(part, x):
+        y = part.block(x)
+        for _ in range(3):
+            y = torch.sin(40.0 * y)
+        return y
+
+    module = randomised(Formula(chaotic, block=conv_bn(4, 4)))
+    program = trace(module, noise((2, 4, 7, 7)))
+    found = fuse_program(program, random_inputs(program, 1, 0))
+    assert found.float64_error > 1e-11
+    assert max(certificate.error for certificate in found.certificates) <= LIMIT

@@ -160,6 +160,15 @@ def test_linear_operators_that_are_no_convolution_stay(case: Probed) -> None:
     assert difference(module, found.program, noise((2, *case.shape[1:]), seed=1)) <= TOLERANCE
 
 
+def test_a_mean_over_a_free_size_is_no_kernel() -> None:
+    """At the traced size it is one; at any other it would be wrong."""
+    module = randomised(
+        Formula(lambda p, x: p.norm(p.conv(x).mean(2, keepdim=True)), conv=conv(4, 4, 1), norm=nn.BatchNorm2d(4))
+    )
+    found = fused(module, noise(SHAPE))
+    assert difference(module, found.program, noise((3, 4, 13, 10), seed=1)) <= TOLERANCE
+
+
 LAYERS = [
     conv(4, 6, 3),
     conv(4, 6, 3, stride=2),
