@@ -67,6 +67,40 @@ KEPT: dict[str, Net] = {
         ),
         (2,),
     ),
+    "mean_over_a_free_size_is_no_kernel": Net(
+        (2, 4, 3),
+        (
+            Layer("bordered", (0,), {"width": 1, "constant": "own", "sides": 2}),
+            Layer("conv", (1,), conv(4, (1,))),
+            Layer("mean", (2,), {}),
+            Layer("norm", (3,), {"affine": False}),
+        ),
+        (4,),
+        is_spatial_free=True,
+    ),
+    "window_counted_from_the_end_of_a_free_size": Net(
+        (2, 6, 3, 3),
+        (
+            Layer("bordered", (0,), {"width": 1, "constant": "own", "sides": 4}),
+            Layer("conv", (1,), conv(6, (1, 1))),
+            Layer("window", (2,), {"dim": 2, "start": -3, "end": -1, "step": 1}),
+            Layer("norm", (2,), {"affine": False}),
+            Layer("window", (4,), {"dim": 2, "start": 0, "end": 2, "step": 1}),
+            Layer("plus", (3, 5), {"sign": "+"}),
+        ),
+        (6,),
+        is_spatial_free=True,
+    ),
+    "sizes_that_agree_for_even_inputs_only": Net(
+        (2, 2, 8),
+        (
+            Layer("conv", (0,), conv(2, (2,), stride=(2,))),
+            Layer("conv", (0,), conv(2, (5,), stride=(2,), padding=(2,))),
+            Layer("plus", (1, 2), {"sign": "+"}),
+        ),
+        (3,),
+        is_spatial_free=True,
+    ),
 }
 
 

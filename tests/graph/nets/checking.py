@@ -152,7 +152,7 @@ def is_valid(net: Net) -> bool:
         module = NetModule(net)
         record(module)
         with torch.no_grad():
-            for growth in range(1, 4) if net.is_spatial_free else ():
+            for growth in range(1, 10) if net.is_spatial_free else ():
                 module(torch.ones((batch, channels, *(size + growth * (size > 1) for size in sizes))))
     except (RuntimeError, ValueError, IndexError):
         return False
@@ -162,7 +162,13 @@ def is_valid(net: Net) -> bool:
 def with_valid_sizes(net: Net) -> Net:
     """Return ``net``, its sizes fixed where torch.export fixes them: it needs certain sizes, or cuts at a place."""
     is_free = net.is_spatial_free and not any(map(_cuts_at_a_place, net.layers)) and is_valid(net)
-    return replace(net, is_spatial_free=is_free)
+    return replace(net, is_spatial_free=is_free and not _has_free_size_of_1(net))
+
+
+def _has_free_size_of_1(net: Net) -> bool:
+    """Whether a value inside has one position at the example and more elsewhere: torch.export takes it for that one."""
+    values = (node.meta for node in record(NetModule(net)).graph.nodes if "free" in node.meta)
+    return any(size == 1 and free for meta in values for size, free in zip(meta["shape"], meta["free"], strict=True))
 
 
 def _cuts_at_a_place(layer: Layer) -> bool:
