@@ -142,8 +142,8 @@ def _execute(
 def _sensitivity(program: Program, samples: list[tuple[Tensor, ...]], expected: list[list[Any]]) -> float:
     """Return what rounding alone may do to the outputs: ten times what one unit in every last place does.
 
-    Inputs and tensors are moved by it. Some models (many layers of sampling at learned places) make of the last bit far more than 1e-11. No rewrite can
-    agree with them better than they do with themselves.
+    Inputs and tensors are moved by it. Some models (many layers of sampling at learned places) make of the last bit
+    far more than 1e-11, and no rewrite can agree with them better than they do with themselves.
     """
     generator = torch.Generator().manual_seed(0)
     eps = torch.finfo(torch.float64).eps
@@ -151,7 +151,7 @@ def _sensitivity(program: Program, samples: list[tuple[Tensor, ...]], expected: 
     def nudged(x: Tensor) -> Tensor:
         if not x.is_floating_point():
             return x
-        signs = torch.randint(0, 2, x.shape, generator=generator) * 2 - 1
+        signs = torch.randint(0, 2, x.shape, generator=generator).double() * 2 - 1
         return x.double() * (1 + eps * signs)
 
     moved = [tuple(nudged(x) for x in leaves) for leaves in samples]

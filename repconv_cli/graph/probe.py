@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import product
 from math import gcd, prod
 from typing import Any
 
@@ -142,92 +143,94 @@ def probe(anchor: fx.Node, region: list[fx.Node], constants: Constants, axis: in
     Raises :class:`InexactError` where it is none, or where its kernel would be too large to find out.
     """
     shape: tuple[int, ...] = anchor.meta["shape"]
-    dims = len(shape) - 2 if axis == 1 else 0
 
     def run_at(constants: Constants) -> Callable[[Tensor], Tensor]:
+        """Return the region as a function, channels on axis 1."""
+
         def run(x: Tensor) -> Tensor:
-            values: dict[fx.Node, Any] = {anchor: x}
+            values: dict[fx.Node, Any] = {anchor: x.movedim(1, axis)}
             for node in region:
                 values[node] = run_node(node, lambda n: values[n] if n in values else constants.value(n))
             found: Tensor = values[region[-1]]
-            return found
+            return found.movedim(axis, 1)
 
         return run
 
     with torch.enable_grad():
-        rows = _Rows(run_at(constants), shape, axis, dims)
-        geometry, windows = rows.geometry(anchor.meta["free"])
-        weight = rows.kernel(geometry, windows)
-    grouped = _grouped(ConvMap(weight, rows.bias(), geometry))
-    _check(run_at(constants), grouped, shape, axis)
+        jacobian = _Jacobian(run_at(constants), _channels_first(shape, axis))
+        axes = jacobian.axes(anchor.meta["free"] if axis == 1 else (False,) * len(shape))
+        is_image = axis == 1 and len(shape) > 2
+        if not is_image and not all(a.is_pointwise() for a in axes):
+            raise InexactError("a map that mixes positions")
+        bias = jacobian.bias()
+        if (weight := jacobian.depthwise(axes)) is not None:
+            found = ConvMap(weight, bias, Geometry(len(weight), len(weight), len(weight), axes))
+        else:
+            weight = jacobian.kernel(axes)
+            found = _grouped(ConvMap(weight, bias, Geometry(len(weight), shape[axis], 1, axes)))
+    _check(run_at(constants), found, _channels_first(shape, axis))
     if any(anchor.meta["free"][1:]):
-        _check_elsewhere(run_at, grouped, anchor, axis, constants)
-    return grouped
+        _check_elsewhere(run_at, found, anchor, axis, constants)
+    return found if is_image else _without_axes(found)
 
 
-class _Rows:
-    """Rows of the Jacobian of ``run`` at zero, and what they say of a kernel."""
+def _channels_first(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (shape[0], shape[axis], *(size for index, size in enumerate(shape) if index not in (0, axis)))
 
-    def __init__(self, run: Callable[[Tensor], Tensor], shape: tuple[int, ...], axis: int, dims: int) -> None:
-        self.axis, self.dims = axis, dims
+
+def _without_axes(found: ConvMap) -> ConvMap:
+    geometry = replace(found.geometry, axes=())
+    return ConvMap(found.weight.reshape(geometry.weight_shape), found.bias, geometry)
+
+
+class _Jacobian:
+    """The Jacobian of ``run`` at zero, by rows: where outputs read, and with which weights.
+
+    ``run`` takes and gives ``(N, C, *positions)``.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
         self.x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
         self.y = run(self.x)
-        sizes = self.y.shape
-        if self.y.ndim != len(shape) or sizes[0] != shape[0] or (not dims and sizes[1:-1] != shape[1:-1]):
+        if self.y.ndim != len(shape) or self.y.shape[0] != shape[0] or self.y.grad_fn is None:
             raise InexactError("an output that is no image of its input")
-        if self.y.grad_fn is None:
-            raise InexactError("an output that does not depend on its input")
-        self.outputs, self.inputs = sizes[axis], shape[axis]
-        self.spatial = tuple(sizes[2 : 2 + dims])
-        self.middle = tuple(size // 2 for size in self.spatial)
+        self.sizes, self.counts = shape[2:], tuple(self.y.shape[2:])
+        self.middle = tuple(count // 2 for count in self.counts)
 
-    def reach(self, place: tuple[int, ...]) -> Tensor:
-        """Return where the outputs at ``place`` read, whatever their channel: at random weights nothing cancels."""
-        weights = torch.randn(self.outputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        return self._gradient((weights * self._values(place)).sum()).abs().sum(0)
+    def gradient(self, cotangent: Tensor) -> Tensor:
+        """Return ``cotangent @ J``, of the shape of ``x``."""
+        (found,) = torch.autograd.grad(self.y, self.x, cotangent, retain_graph=True)
+        return found
 
-    def row(self, channel: int) -> Tensor:
-        """Return d y[0, channel, middle] / d x, channels first."""
-        return self._gradient(self._values(self.middle)[channel])
+    def mixed_row(self, place: tuple[int, ...]) -> Tensor:
+        """Return a random mixture of the rows of all channels at ``place``: nothing cancels in it.
 
-    def _values(self, place: tuple[int, ...]) -> Tensor:
-        values = self.y.movedim(self.axis, 1)[0]
-        for index in reversed(place):
-            values = values[..., index]
-        return values.flatten(1)[:, 0] if values.ndim > 1 else values
-
-    def _gradient(self, value: Tensor) -> Tensor:
-        """Return d value / d x of the first sample; other samples must not matter."""
-        (gradient,) = torch.autograd.grad(value, self.x, retain_graph=True)
-        found: Tensor = gradient.movedim(self.axis, 1)
+        It stands for the first sample; the others must not be read.
+        """
+        cotangent = torch.zeros_like(self.y)
+        generator = torch.Generator().manual_seed(0)
+        index: tuple[Any, ...] = (0, slice(None), *place)
+        cotangent[index] = torch.randn(self.y.shape[1], generator=generator, dtype=torch.float64)
+        found = self.gradient(cotangent)
         if bool(found[1:].any()):
             raise InexactError("a sample that depends on another")
         return found[0]
 
     def bias(self) -> Tensor:
         """Return the constant that is added to each channel."""
-        flat = self.y.detach().movedim(self.axis, 0).flatten(1)
+        flat = self.y.detach().transpose(0, 1).flatten(1)
         if bool((flat != flat[:, :1]).any()):
             raise InexactError("a constant that differs from place to place")
         return flat[:, 0].clone()
 
-    def geometry(self, free: tuple[bool, ...]) -> tuple[Geometry, tuple[slice, ...]]:
-        """Return the geometry, ungrouped, and the window of the input that the middle output reads."""
-        if not self.dims:
-            return Geometry(self.outputs, self.inputs), ()
-        spans = [_span(self.reach(self.middle))]
-        for index in range(self.dims):
-            place = tuple(p + (i == index and self.spatial[index] > 1) for i, p in enumerate(self.middle))
-            if place[index] >= self.spatial[index]:
-                place = tuple(p - (i == index) for i, p in enumerate(self.middle))
-            spans.append(_span(self.reach(place)))
+    def axes(self, free: tuple[bool, ...]) -> tuple[Axis, ...]:
+        """Return where the outputs read, along each axis; the same mixture of rows must be found at several places."""
+        middle = self.mixed_row(self.middle)
+        spans = _span(middle.abs().sum(0))
         axes = []
-        for index in range(self.dims):
-            (start, stop, step), (moved, _, _) = spans[0][index], spans[1 + index][index]
-            size, count = self.x.shape[2 + index], self.spatial[index]
-            stride = abs(moved - start) if count > 1 else size
-            if stride < 1:
-                raise InexactError("outputs that read the same place")
+        for index, (start, stop, step) in enumerate(spans):
+            size, count = self.sizes[index], self.counts[index]
+            stride = size if count == 1 else self._stride(index, start)
             low = stride * self.middle[index] - start
             extent = stop - start
             high = (count - 1) * stride + extent - size - low
@@ -235,20 +238,84 @@ class _Rows:
             if free[2 + index] and 0 <= low - high < stride:
                 high = low
             axes.append(Axis((extent - 1) // step + 1, stride, step, low, high))
-        if self.outputs * self.inputs * prod(axis.kernel for axis in axes) > MAX_KERNEL:
-            raise InexactError("a kernel too large to probe")
-        return Geometry(self.outputs, self.inputs, 1, tuple(axes)), tuple(slice(*span) for span in spans[0])
+        if axes and self.counts != self.sizes and all(count == 1 for count in self.counts):
+            raise InexactError("one output that reads all positions")
+        found = tuple(axes)
+        window = middle[(slice(None), *(slice(start, stop) for start, stop, _ in spans))]
+        for place in {(0,) * len(axes), tuple(count - 1 for count in self.counts)}:
+            expected = self._placed(window, place, found)
+            if bool(((self.mixed_row(place) - expected).abs() > _TOLERANCE * window.abs().max()).any()):
+                raise InexactError("rows that are not the same everywhere")
+        return found
 
-    def kernel(self, geometry: Geometry, windows: tuple[slice, ...]) -> Tensor:
-        """Return the weight, one row of the Jacobian for each output channel."""
-        if self.outputs * self.inputs > MAX_KERNEL:
+    def _stride(self, index: int, start: int) -> int:
+        step = 1 if self.middle[index] + 1 < self.counts[index] else -1
+        place = tuple(p + step * (i == index) for i, p in enumerate(self.middle))
+        moved, _, _ = _span(self.mixed_row(place).abs().sum(0))[index]
+        if (moved - start) * step < 1:
+            raise InexactError("outputs that read the same place")
+        return (moved - start) * step
+
+    def _placed(self, window: Tensor, place: tuple[int, ...], axes: tuple[Axis, ...]) -> Tensor:
+        """Return an input with ``window`` where the outputs at ``place`` read, as far as that lies inside."""
+        found = torch.zeros(self.x.shape[1:], dtype=torch.float64)
+        into, out = [slice(0, None)], [slice(0, None)]
+        for axis, at, size, width in zip(axes, place, self.sizes, window.shape[1:], strict=True):
+            start = axis.stride * at - axis.low
+            into.append(slice(max(start, 0), max(min(start + width, size), 0)))
+            out.append(slice(max(-start, 0), max(min(width, size - start), 0)))
+        found[tuple(into)] = window[tuple(out)]
+        return found
+
+    def depthwise(self, axes: tuple[Axis, ...]) -> Tensor | None:
+        """Return the weight if each channel reads itself alone, all rows in one gradient; None if that is not so."""
+        outputs, inputs = self.y.shape[1], self.x.shape[1]
+        if outputs != inputs:
+            return None
+        mixture = torch.zeros_like(self.y)
+        index: tuple[Any, ...] = (0, slice(None), *self.middle)
+        mixture[index] = 1.0
+        weight = self._window(self.gradient(mixture)[0], self.middle, axes).unsqueeze(1)
+        mixed = self._window(self.mixed_row(self.middle), self.middle, axes)
+        factors = torch.randn(outputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        expected = weight.squeeze(1) * factors.reshape(-1, *(1,) * len(axes))
+        return weight if torch.allclose(mixed, expected, rtol=1e-12, atol=0.0) else None
+
+    def kernel(self, axes: tuple[Axis, ...]) -> Tensor:
+        """Return the weight, a row of the Jacobian for each output channel.
+
+        A gradient gives as many rows as there are places whose windows do not touch.
+        """
+        outputs, inputs = self.y.shape[1], self.x.shape[1]
+        if outputs * inputs * prod(axis.kernel for axis in axes) > MAX_KERNEL:
             raise InexactError("a kernel too large to probe")
-        rows = [self.row(channel) for channel in range(self.outputs)]
-        if not self.dims:
-            return torch.stack([row.flatten(1).sum(1) for row in rows])
-        weight = torch.stack([row[(slice(None), *windows)] for row in rows])
-        assert tuple(weight.shape) == geometry.weight_shape
-        return weight
+        slots = [(sample, *place) for sample in range(self.y.shape[0]) for place in self._apart(axes)]
+        rows: list[Tensor] = []
+        for first in range(0, outputs, len(slots)):
+            taken = list(zip(range(first, outputs), slots, strict=False))
+            cotangent = torch.zeros_like(self.y)
+            for channel, (sample, *place) in taken:
+                cotangent[(sample, channel, *place)] = 1.0
+            found = self.gradient(cotangent)
+            rows.extend(self._window(found[sample], tuple(place), axes) for _, (sample, *place) in taken)
+        return torch.stack(rows)
+
+    def _apart(self, axes: tuple[Axis, ...]) -> list[tuple[int, ...]]:
+        """Return places whose windows lie inside and do not touch; the middle alone if there are none."""
+        ranges = []
+        for axis, size, count in zip(axes, self.sizes, self.counts, strict=True):
+            inside = [at for at in range(count) if 0 <= axis.stride * at - axis.low <= size - axis.extent]
+            ranges.append(inside[:: -(-axis.extent // axis.stride)])
+        return list(product(*ranges)) or [self.middle]
+
+    def _window(self, row: Tensor, place: tuple[int, ...], axes: tuple[Axis, ...]) -> Tensor:
+        starts = [axis.stride * at - axis.low for axis, at in zip(axes, place, strict=True)]
+        return row[
+            (
+                slice(None),
+                *(slice(start, start + axis.extent, axis.dilation) for start, axis in zip(starts, axes, strict=True)),
+            )
+        ]
 
 
 def _span(magnitudes: Tensor) -> tuple[tuple[int, int, int], ...]:
@@ -294,33 +361,25 @@ def _check_elsewhere(
 
     A mean over all positions, or a place counted from the far end, is a kernel at one size and another at the next.
     """
-    strides = [a.stride for a in found.geometry.axes]
-    places = {constants.shape(anchor)[1:]}
+    places = {_channels_first(constants.shape(anchor), axis)[2:]}
     for other in constants.elsewhere:
-        shape = other.shape(anchor)
-        if shape[1:] not in places:
-            _check(run_at(other), found, shape, axis)
-            places.add(shape[1:])
-    is_free = anchor.meta["free"][2:]
-    for index, stride in enumerate(strides):
-        seen = {shape[1 + index] % stride for shape in places}
-        if is_free[index] and len(seen) < stride:
+        shape = _channels_first(other.shape(anchor), axis)
+        if shape[2:] not in places:
+            _check(run_at(other), found, shape)
+            places.add(shape[2:])
+    is_free = _channels_first(anchor.meta["free"], axis)[2:]
+    for index, a in enumerate(found.geometry.axes):
+        if is_free[index] and len({place[index] % a.stride for place in places}) < a.stride:
             raise InexactError("not checked at every remainder by the stride")
     if len(places) < MIN_PLACES:
         raise InexactError("not checked at other sizes")
 
 
-def _check(run: Callable[[Tensor], Tensor], found: ConvMap, shape: tuple[int, ...], axis: int) -> None:
+def _check(run: Callable[[Tensor], Tensor], found: ConvMap, shape: tuple[int, ...]) -> None:
     """Compare the map with the operators at a random input, at every position."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     magnitude = ConvMap(found.weight.abs(), found.bias.abs(), found.geometry)
     with torch.no_grad():
-        expected = run(x)
-        if not found.geometry.axes:
-            moved = x.movedim(axis, -1).flatten(0, -2)
-            computed, scale = found(moved), magnitude(moved.abs())
-            expected = expected.movedim(axis, -1).flatten(0, -2)
-        else:
-            computed, scale = found(x), magnitude(x.abs())
+        expected, computed, scale = run(x), found(x), magnitude(x.abs())
     if computed.shape != expected.shape or bool(((computed - expected).abs() > _TOLERANCE * scale).any()):
         raise InexactError("not the same map at every place")

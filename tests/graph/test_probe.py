@@ -98,6 +98,12 @@ PROBED = [
         (1, 0, 2),
     ),
     Probed(
+        "product_with_a_matrix_on_features",
+        formula(lambda p, x: p.a(x @ p.w).relu(), w=torch.zeros(8, 4), a=nn.Linear(4, 3)),
+        (0, 0, 2),
+        (2, 8),
+    ),
+    Probed(
         "product_with_a_matrix_on_tokens",
         formula(lambda p, x: p.a(x @ p.w).relu(), w=torch.zeros(8, 4), a=nn.Linear(4, 3)),
         (0, 0, 2),
