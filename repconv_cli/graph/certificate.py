@@ -2,7 +2,7 @@
 
 Two affine maps that agree at one random point agree everywhere, with probability one: the points where different
 affine maps agree have measure zero. So the difference at one random input, borders included, is a proof up to
-rounding, for that geometry. Where a size is free, a second geometry is checked as well.
+rounding, for that geometry. Where a size is free there is a geometry for each remainder by the stride.
 """
 
 from __future__ import annotations
@@ -128,10 +128,14 @@ def _geometries(fusion: Fusion, region: list[fx.Node], constants: Constants) -> 
     axes = term.geometry.axes if term.geometry is not None else ()
     stride = max((axis.stride for axis in axes), default=1)
     extent = max((axis.extent + max(axis.low, axis.high, 0) for axis in axes), default=1)
-    smallest = extent + 2 * stride + 1
+    smallest = extent + stride
     places = []
-    for grown in range(min(max(stride, 2), _MOST_GEOMETRIES)):
-        sizes = (smallest + grown if is_free else size for size, is_free in zip(shape[1:], free[1:], strict=True))
+    for grown in range(min(stride, _MOST_GEOMETRIES)):
+        # Each axis of another size than the next.
+        sizes = (
+            smallest + grown + axis if is_free else size
+            for axis, (size, is_free) in enumerate(zip(shape[1:], free[1:], strict=True), start=-1)
+        )
         places.append(((*samples, *sizes), constants))
     return places
 

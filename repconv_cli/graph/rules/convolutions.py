@@ -42,7 +42,7 @@ def convolution(call: Call) -> Step | None:
     axes = tuple(Axis(k, s, d, *p) for k, s, d, p in zip(shape[2:], stride, dilation, pads, strict=True))
 
     def make() -> ConvMap:
-        return conv_map(call.tensor(weight), stride=stride, padding=pads, dilation=dilation, groups=groups)
+        return conv_map(call.weight(weight), stride=stride, padding=pads, dilation=dilation, groups=groups)
 
     geometry = Geometry(shape[0], shape[1] * groups, groups, axes)
     leaf = Leaf(geometry, make, None if bias is None else call.tensor(bias))
@@ -70,7 +70,7 @@ def transposed_convolution(call: Call) -> Step | None:
     geometry = transposed_conv_map(shadow, no_bias, **options).geometry
     leaf = Leaf(
         geometry,
-        lambda: transposed_conv_map(call.tensor(weight), **options),
+        lambda: transposed_conv_map(call.weight(weight), **options),
         None if bias is None else call.tensor(bias),
     )
     return leaf_step(x, leaf, 1, f"transposed {kernel_name(shape[2:])}")
@@ -86,7 +86,7 @@ def linear(call: Call) -> Step | None:
     outputs, inputs = weight.meta["shape"]
     leaf = Leaf(
         Geometry(outputs, inputs),
-        lambda: conv_map(call.tensor(weight)),
+        lambda: conv_map(call.weight(weight)),
         None if bias is None else call.tensor(bias),
     )
     return leaf_step(x, leaf, len(x.meta["shape"]) - 1, "linear")
