@@ -22,8 +22,11 @@ from repconv_cli.graph.program import LEAF, InputInfo, Program, Structure
 
 aten = torch.ops.aten
 
-# Guards that only say a size is not 1 (which broadcasts) or bound it from below do not tie a size to the example.
-_HARMLESS_GUARD = re.compile(r".*(!= [01]|>= [012]|> [01])$")
+# Guards that only say a size is not 1 (which broadcasts), bound it from below, or say that inputs come in batches of
+# one size, do not tie a size to the example.
+_BATCH = r"L(\[[^]]+\])+\.size\(\)\[0\]"
+_HARMLESS_GUARD = re.compile(rf".*(!= [01]|>= [012]|> [01])$|{_BATCH} == {_BATCH}$")
+_FIXED_BATCH = re.compile(rf"{_BATCH} == \d+$")
 _DROPPED = {
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
@@ -94,7 +97,10 @@ def _export(
     attempts: list[tuple[str, ...]] = [("space", "batch"), ("batch",), ()]
     reasons: list[str] = []
     error: BaseException | None = None
+    is_batch_fixed = False
     for free in attempts:
+        if free == ("batch",) and is_batch_fixed:
+            continue
         try:
             exported = torch.export.export(
                 module, args, kwargs, dynamic_shapes=_dynamic_shapes(module, args, kwargs, free, may_vary), strict=False
@@ -103,6 +109,7 @@ def _export(
             tied = [guard for guard in guards if not _HARMLESS_GUARD.match(guard)]
             if tied and free:
                 reasons.append(tied[0])
+                is_batch_fixed = any(_FIXED_BATCH.match(guard) for guard in tied)
                 continue
             return exported if is_renamable(exported.graph) else exported.run_decompositions({}), _size_notes(free)
         except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from repconv_cli.errors import TraceError
+from repconv_cli.graph.program import ProgramModule
 from repconv_cli.graph.trace import trace
 from tests.graph.models import Formula, conv, randomised
 from tests.graph.proof import noise
@@ -47,3 +48,30 @@ def test_views_are_reshapes_which_take_any_memory_layout() -> None:
     module = randomised(nn.Sequential(conv(4, 4), nn.Flatten(1)))
     program = trace(module, noise(SHAPE))
     assert not any("view" in str(node.target) for node in program.graph.nodes)
+
+
+def test_inputs_of_one_batch_size_keep_it_free() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(8, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            joined: Tensor = self.conv(torch.cat([x, y], 1))
+            return joined
+
+    module = randomised(Joined())
+    program = trace(module, noise(SHAPE, SHAPE))
+    assert [info.shape[0] for info in program.inputs] == [None, None]
+    x, y = noise((5, *SHAPE[1:]), (5, *SHAPE[1:]), seed=1)
+    with torch.no_grad():
+        assert torch.equal(ProgramModule(program)(x, y), module(x, y))
+
+
+def test_a_batch_that_the_model_fixes_is_fixed() -> None:
+    def forward(part: Any, x: Tensor) -> Tensor:
+        return part.conv(x) * torch.arange(1.0, 3.0).reshape(2, 1, 1, 1)  # type: ignore[no-any-return]
+
+    program = trace(randomised(Formula(forward, conv=conv(4, 4))), noise(SHAPE))
+    assert program.inputs[0].shape == SHAPE
+    assert program.notes
