@@ -27,7 +27,7 @@ from repconv_cli.graph.fuse import Fused, fuse_program  # noqa: E402
 from repconv_cli.graph.plan import count_ops, make_plan  # noqa: E402
 from repconv_cli.graph.program import Program, ProgramModule  # noqa: E402
 from repconv_cli.graph.trace import trace  # noqa: E402
-from repconv_cli.verdict import random_inputs  # noqa: E402
+from repconv_cli.verdict import proof_inputs  # noqa: E402
 
 
 def measure(model: ZooModel, *, with_latency: bool, write: Callable[[Record], None]) -> None:
@@ -102,7 +102,7 @@ def _measure_fuse(record: Record, program: Program) -> Fused:
     start = time.process_time()
     make_plan(program)
     record.plan_seconds = time.process_time() - start
-    inputs = list(random_inputs(program, samples=1, seed=0))
+    inputs = list(proof_inputs(program, seed=0))
     before = _start_peak()
     start = time.process_time()
     fused = fuse_program(program, inputs, dtype=program.dtype())
