@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from repconv_cli.graph.analyse import Analysis, Candidate, cost_of_node, is_convolution, is_norm
+from repconv_cli.graph.probe import linear_sources
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rules import aten
 from repconv_cli.graph.select import Choice
@@ -44,6 +45,8 @@ def find_refusals(program: Program, analysis: Analysis, choices: Iterable[Choice
 def _reason_to_stop(choice: Choice, analysis: Analysis) -> str | None:
     """Return why a block does not take in the layer before it as well, if that would have been exact."""
     anchor = choice.candidate.anchor.node
+    if _is_scale(anchor, analysis) and choice.candidate.term.convolutions and choice.node in analysis.reasons:
+        return analysis.reasons[choice.node][0]
     before = max((c.term.kernels for c in analysis.candidates.get(anchor, {}).values()), default=0)
     larger = [c for c in analysis.candidates[choice.node].values() if c.term.kernels > choice.candidate.term.kernels]
     if not before or not larger or not choice.candidate.term.convolutions:
@@ -77,7 +80,8 @@ def _looks_fusible(node: fx.Node, analysis: Analysis) -> bool:
     if step is None:
         reads_or_feeds = _has_linear_branch(node, analysis) or any(is_convolution(reader) for reader in node.users)
         return is_norm(node) or reads_or_feeds or _feeds_sum_of_layers(node, analysis)
-    return not analysis.candidates.get(node, {}).keys() - set(step.inputs) and _has_linear_branch(node, analysis)
+    is_stuck = not analysis.candidates.get(node, {}).keys() - set(step.inputs)
+    return is_stuck and (_has_linear_branch(node, analysis) or _reads_scale(node, analysis))
 
 
 def _feeds_sum_of_layers(node: fx.Node, analysis: Analysis) -> bool:
@@ -85,9 +89,21 @@ def _feeds_sum_of_layers(node: fx.Node, analysis: Analysis) -> bool:
 
 
 def _has_linear_branch(node: fx.Node, analysis: Analysis) -> bool:
-    return any(
-        c.term.convolutions for source in node.all_input_nodes for c in analysis.candidates.get(source, {}).values()
-    )
+    return any(_is_or_has_layer(source, analysis) for source in node.all_input_nodes)
+
+
+def _is_or_has_layer(node: fx.Node, analysis: Analysis) -> bool:
+    return any(c.term.convolutions for c in analysis.candidates.get(node, {}).values())
+
+
+def _reads_scale(node: fx.Node, analysis: Analysis) -> bool:
+    """Whether a layer reads a value that is only scaled and shifted, as a model that normalises its input does."""
+    return is_convolution(node) and any(_is_scale(source, analysis) for source in node.all_input_nodes)
+
+
+def _is_scale(node: fx.Node, analysis: Analysis) -> bool:
+    step = analysis.steps.get(node)
+    return step is not None and node.target in _SUMS | _SCALES and len(step.inputs) == 1
 
 
 def _cost_reason(node: fx.Node, composed: list[Candidate], analysis: Analysis) -> str:
@@ -130,35 +146,63 @@ def _norm_reason(node: fx.Node, analysis: Analysis) -> str:
     source = node.args[0]
     if isinstance(source, fx.Node) and source in analysis.reasons:
         return f"cannot be folded into what it reads: {analysis.reasons[source][0]}"
-    readers = len(source.users) if isinstance(source, fx.Node) else 0
     before = _spoken(source) if isinstance(source, fx.Node) else "the input"
-    if readers > 1:
+    if isinstance(source, fx.Node) and len(source.users) > 1 and _is_or_has_layer(source, analysis):
         return f"a norm after {before}, whose value is also read elsewhere: folding would compute it twice"
     return f"a norm after {before}, with no convolution to fold into"
 
 
-def _sum_reason(node: fx.Node, analysis: Analysis) -> str:
-    """Say what stands between the branches of a sum and a common source."""
-    barriers = dict.fromkeys(_spoken(end) for source in node.all_input_nodes for end in _ends(source, analysis))
-    return f"the branches have no common linear source: {', '.join(barriers) or 'two inputs'} between"
+def _sum_reason(node: fx.Node, analysis: Analysis) -> str | None:
+    """Say what stands between the branches of a sum and a common source; None for a plain residual connection.
+
+    A shortcut around layers with activations is what its author meant. A layer beside an activation of its own input,
+    beside a layer on its own input's values in other places, or two layers on two inputs look like a block.
+    """
+    ends = _ends(node, analysis)
+    if not any(_looks_like_block(a, b, ends, analysis) for a in ends for b in ends if a is not b):
+        return None
+    return f"the branches have no common linear source: {', '.join(dict.fromkeys(map(_spoken, ends)))} between"
 
 
-def _ends(node: fx.Node, analysis: Analysis) -> list[fx.Node]:
-    """Return where the linear operators before ``node`` begin."""
+def _looks_like_block(first: fx.Node, second: fx.Node, ends: dict[fx.Node, bool], analysis: Analysis) -> bool:
+    if not ends[first]:
+        return False
+    if _comes_from(second, first):
+        return not ends[second] or linear_sources(second, analysis.constants) is not None
+    return not _comes_from(first, second)
+
+
+def _ends(node: fx.Node, analysis: Analysis) -> dict[fx.Node, bool]:
+    """Return where the affine operators before ``node`` begin, and whether a layer reads that value."""
+    ends: dict[fx.Node, bool] = {}
+    seen: set[tuple[fx.Node, bool]] = set()
+    stack = [(node, False)]
+    while stack:
+        current, has_layer = stack.pop()
+        if (current, has_layer) in seen:
+            continue
+        seen.add((current, has_layer))
+        step = analysis.steps.get(current)
+        if step is None:
+            ends[current] = ends.get(current, False) or has_layer
+            continue
+        is_layer = step.leaf is not None and step.leaf.is_layer
+        stack.extend((source, has_layer or is_layer) for source in step.inputs)
+    return {end: ends[end] for end in sorted(ends)}
+
+
+def _comes_from(node: fx.Node, source: fx.Node) -> bool:
+    """Whether ``node`` depends on ``source``."""
     seen: set[fx.Node] = set()
-    ends: dict[fx.Node, None] = {}
     stack = [node]
     while stack:
         current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        step = analysis.steps.get(current)
-        if step is None:
-            ends[current] = None
-        else:
-            stack.extend(step.inputs)
-    return list(ends)
+        if current is source:
+            return True
+        if current not in seen and source < current:
+            seen.add(current)
+            stack.extend(current.all_input_nodes)
+    return False
 
 
 def _spoken(node: fx.Node) -> str:
@@ -174,6 +218,6 @@ def _place(node: fx.Node, analysis: Analysis) -> str:
     """Return the module path of ``node``: its own, or that of the nearest tensor it reads."""
     for source in node.all_input_nodes:
         keys = analysis.constants.keys(source) if source in analysis.constants else []
-        if keys:
+        if keys and "." in keys[0]:
             return keys[0].rpartition(".")[0]
     return str(node.meta.get("module") or node.name)

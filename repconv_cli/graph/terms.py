@@ -148,6 +148,8 @@ class Leaf:
 def channel_axis(term: Term, axis: int, anchor: Anchor) -> int:
     """Return the anchor's axis that is the node's ``axis``, to be taken for the channels."""
     held = (axis,) if term.layout is None else term.layout[axis]
+    if term.layout is None and axis not in (1, len(anchor.shape) - 1):
+        raise InexactError("values side by side along another axis than the channels")
     if len(held) != 1 or held[0] not in (1, len(anchor.shape) - 1):
         raise InexactError("channels that are merged with, or moved among, other axes")
     return held[0]

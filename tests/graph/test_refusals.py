@@ -260,3 +260,44 @@ def test_a_border_that_is_wrong_in_a_small_channel_alone_is_no_uniform_constant(
         module.scale.copy_(scales)  # type: ignore[operator]
     found = fused(module, noise(SHAPE), is_spatial_free=False)
     assert difference(module, found.program, noise(SHAPE, seed=1)) <= TOLERANCE
+
+
+class Residual(nn.Module):
+    """A residual block as in ResNet: a shortcut, with a projection or without, around layers with an activation."""
+
+    def __init__(self, projection: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.projection = conv(4, 4), conv(4, 4), projection
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu()) + self.projection(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("projection", [nn.Identity(), conv(4, 4, 1)], ids=["identity", "projection"])
+def test_an_ordinary_residual_connection_is_no_refusal(projection: nn.Module) -> None:
+    found = fused(randomised(nn.Sequential(conv(4, 4), nn.ReLU(), Residual(projection))), noise(SHAPE))
+    assert found.plan.refusals == ()
+
+
+REWORDED = [
+    (
+        "a learned position",
+        lambda p, x: p.norm(p.conv(x) + p.c),
+        "a constant that differs from place to place is added",
+    ),
+    ("a learned mask", lambda p, x: p.norm(p.conv(x) * p.c), "a scale that differs from place to place"),
+    (
+        "an image above another",
+        lambda p, x: p.norm(torch.cat([p.conv(x), p.conv(x)], 2)),
+        "values side by side along another axis than the channels",
+    ),
+    ("an input that is normalised", lambda p, x: p.conv((x - 0.5) / 0.2), "a biased map before zero padding"),
+]
+
+
+@pytest.mark.parametrize(("name", "function", "reason"), REWORDED, ids=[case[0] for case in REWORDED])
+def test_a_reason_names_what_stands_there(name: str, function: Callable[..., Any], reason: str) -> None:
+    module = randomised(Formula(function, conv=conv(4, 4), norm=nn.BatchNorm2d(4), c=torch.ones(1, 4, 9, 9)))
+    found = fused(module, noise(SHAPE), is_spatial_free=False)
+    assert any(reason in refusal.reason for refusal in found.plan.refusals), found.plan.refusals
+    assert all(refusal.name for refusal in found.plan.refusals), name

@@ -118,6 +118,8 @@ def _scaled(call: Call, variable: Any, constant: Any, *, is_quotient: bool = Fal
     x = call.variable(variable)
     split = _per_channel(call, constant)
     if x is None or split is None or x.meta["shape"] != call.node.meta["shape"]:
+        if x is not None and call.is_constant(constant):
+            raise InexactError("a scale that differs from place to place")
         return None
     axis, value = split
     if is_quotient and not bool(torch.as_tensor(value).all()):
