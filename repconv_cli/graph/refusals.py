@@ -81,7 +81,7 @@ def _looks_fusible(node: fx.Node, analysis: Analysis) -> bool:
         reads_or_feeds = _has_linear_branch(node, analysis) or any(is_convolution(reader) for reader in node.users)
         return is_norm(node) or reads_or_feeds or _feeds_sum_of_layers(node, analysis)
     is_stuck = not analysis.candidates.get(node, {}).keys() - set(step.inputs)
-    return is_stuck and (_has_linear_branch(node, analysis) or _reads_scale(node, analysis))
+    return (is_stuck and _has_linear_branch(node, analysis)) or _reads_scale(node, analysis)
 
 
 def _feeds_sum_of_layers(node: fx.Node, analysis: Analysis) -> bool:
