@@ -11,7 +11,7 @@ from torch import fx
 from repconv_cli.algebra import Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants
-from repconv_cli.graph.probe import linear_sources, probed_step
+from repconv_cli.graph.probe import linear_sources, probed_step, region_between
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import Step, aten, describe
 from repconv_cli.graph.terms import Anchor, Term, moves_after, takeable_geometry
@@ -88,9 +88,13 @@ def analyse(program: Program) -> Analysis:
         if all(term.layout is not None for term in terms.values()):
             probed = probed_step(node, affine[node], analysis.constants)
             if probed is not None:
-                analysis.steps[node] = probed
                 analysis.reasons.pop(node, None)
-                terms = _combine(node, probed, available, analysis)
+                found = _combine(node, probed, available, analysis)
+                region = region_between(probed.inputs[0], node, analysis.constants)
+                # The steps are walked from a block's end to its anchor: by rules all the way, or in one leap.
+                if any(n not in analysis.steps for n in region):
+                    analysis.steps[node], terms = probed, {}
+                terms = found | terms
         candidates = ((a, _candidate(a, term)) for a, term in terms.items())
         analysis.candidates[node] = {a: candidate for a, candidate in candidates if candidate is not None}
         available[node] |= terms
