@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import subprocess
 import sys
 import time
 import warnings
@@ -32,7 +33,12 @@ from repconv_cli.verdict import proof_inputs  # noqa: E402
 
 def measure(model: ZooModel, *, with_latency: bool, write: Callable[[Record], None]) -> None:
     """Fill a record step by step, and ``write`` it after each: what was measured survives a crash of the next step."""
-    record = Record(name=model.name, own_name=model.own.name if model.own else None, convs_by_hand=model.convs_by_hand)
+    record = Record(
+        name=model.name,
+        commit=_commit(),
+        own_name=model.own.name if model.own else None,
+        convs_by_hand=model.convs_by_hand,
+    )
     module = model.build()
     modules: dict[str, nn.Module] = {"original": module}
     with _step(record, write, "repconv"):
@@ -63,6 +69,13 @@ def _step(record: Record, write: Callable[[Record], None], what: str) -> Iterato
     except Exception as error:  # noqa: BLE001 - a model that fails is a result
         record.problems.append(f"{what}: {_one_line(error)}")
     write(record)
+
+
+def _commit() -> str:
+    """Return the commit that is measured, with a mark where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def _one_line(error: BaseException) -> str:

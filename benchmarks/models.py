@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
                 measure_apart(model, path, with_latency=not options.no_latency)
             records.append(Record.read(path))
             # After each model, so that an interrupted run leaves what it has.
-            options.out.write_text(render(records, _header(argv if argv is not None else sys.argv[1:])))
+            options.out.write_text(render(records, _header(argv if argv is not None else sys.argv[1:], records)))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -87,8 +87,9 @@ def _run(command: list[str]) -> str | None:
     return f"exit {done.returncode}: {lines[-1][:200]}"
 
 
-def _header(arguments: list[str]) -> str:
+def _header(arguments: list[str], records: list[Record]) -> str:
     command = " ".join(["python benchmarks/models.py", *arguments])
+    commits = ", ".join(sorted({record.commit for record in records if record.commit})) or "not known"
     versions = ", ".join(f"{library} {_version(library)}" for library in LIBRARIES)
     return f"""# Real model classes: before, after, and their libraries' own converters
 
@@ -96,7 +97,7 @@ Written by `{command}` on {datetime.now(UTC):%Y-%m-%d}; do not edit.
 
 Machine: {_processor()}, {os.cpu_count()} cores, {platform.system()}. One thread throughout; all
 times are processor time, which other work on the machine does not count into.
-Versions: Python {platform.python_version()}, {versions}.
+Measured at commit {commits}. Versions: Python {platform.python_version()}, {versions}.
 
 All weights are random, drawn from a seed, and norm statistics are those of real activations (`benchmarks/randomise.py`
 says why). Input sizes are small, so that the whole run takes well under an hour: `benchmarks/zoo.py` lists them.

@@ -41,6 +41,7 @@ class Record:
     """The figures of one model; a part that could not be measured is None, and ``problems`` say why, one line each."""
 
     name: str
+    commit: str = ""
     own_name: str | None = None
     convs_by_hand: int | None = None
     before: Counts | None = None
