@@ -10,8 +10,8 @@ from torch import fx
 
 from repconv_cli.algebra import Geometry
 from repconv_cli.errors import InexactError
-from repconv_cli.graph.interpret import Constants
-from repconv_cli.graph.probe import linear_sources, probed_step, region_between
+from repconv_cli.graph.interpret import Constants, region_between
+from repconv_cli.graph.probe import linear_sources, probed_step
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import Step, aten, describe
 from repconv_cli.graph.terms import Anchor, Term, moves_after, takeable_geometry

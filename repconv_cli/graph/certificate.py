@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from repconv_cli.errors import UnprovenError
-from repconv_cli.graph.interpret import Constants, run_node, to_double
+from repconv_cli.graph.interpret import Constants, region_between, run_node, to_double
 from repconv_cli.graph.rewrite import Fusion
 from repconv_cli.graph.rules import aten
 
@@ -45,7 +45,7 @@ def certify(
 
     Raises :class:`UnprovenError` if it proves a difference, or if there is no place to prove it at.
     """
-    region = _region(fusion, constants)
+    region = region_between(fusion.block.anchor, fusion.block.node, constants)
     operator = _as_callable(fusion, fusion.tensors() if tensors is None else tensors)
     errors = _errors(_geometries(fusion, region, constants), region, operator, fusion, seed)
     if errors is None:
@@ -83,18 +83,6 @@ def _errors(
             return None
         errors.append(_error(region, operator, x, expected, fusion, constants))
     return errors
-
-
-def _region(fusion: Fusion, constants: Constants) -> list[fx.Node]:
-    """Return the nodes between anchor and block output, in graph order: what the plan frees, and what others keep."""
-    anchor, found = fusion.block.anchor, set()
-    stack = [fusion.block.node]
-    while stack:
-        node = stack.pop()
-        if node is not anchor and node not in found and node not in constants:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return sorted(found)
 
 
 def _reads_sizes(region: list[fx.Node], anchor: fx.Node) -> bool:

@@ -113,6 +113,18 @@ def _unmet(node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
     return sorted(needed)
 
 
+def region_between(anchor: fx.Node, node: fx.Node, constants: Constants) -> list[fx.Node]:
+    """Return the nodes from ``anchor`` (without it) to ``node``, in graph order."""
+    found: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current is not anchor and current not in found and current not in constants:
+            found.add(current)
+            stack.extend(current.all_input_nodes)
+    return sorted(found)
+
+
 def run_program(
     program: Program, inputs: Iterable[Tensor], wanted: Iterable[fx.Node] = ()
 ) -> tuple[list[Any], dict[fx.Node, Any]]:

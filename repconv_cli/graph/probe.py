@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from repconv_cli.algebra import Axis, ConvMap, Geometry
 from repconv_cli.errors import InexactError
-from repconv_cli.graph.interpret import Constants, run_node
+from repconv_cli.graph.interpret import Constants, region_between, run_node
 from repconv_cli.graph.rules.registry import RULES, Step, kernel_name
 from repconv_cli.graph.terms import Anchor, Leaf, Term, apply_leaf
 
@@ -125,18 +125,6 @@ def _name(node: fx.Node) -> str:
     return str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
 
 
-def region_between(anchor: fx.Node, node: fx.Node, constants: Constants) -> list[fx.Node]:
-    """Return the nodes from ``anchor`` (without it) to ``node``, in graph order."""
-    found: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current is not anchor and current not in found and current not in constants:
-            found.add(current)
-            stack.extend(current.all_input_nodes)
-    return sorted(found)
-
-
 def probe(anchor: fx.Node, region: list[fx.Node], constants: Constants, axis: int) -> ConvMap:
     """Return the affine map from ``anchor`` to the end of ``region`` as a convolution with channels on ``axis``.
 
@@ -196,6 +184,8 @@ class _Jacobian:
             raise InexactError("an output that is no image of its input")
         self.sizes, self.counts = shape[2:], tuple(self.y.shape[2:])
         self.middle = tuple(count // 2 for count in self.counts)
+        generator = torch.Generator().manual_seed(0)
+        self.mixture = torch.randn(self.y.shape[1], generator=generator, dtype=torch.float64)
 
     def gradient(self, cotangent: Tensor) -> Tensor:
         """Return ``cotangent @ J``, of the shape of ``x``."""
@@ -208,9 +198,8 @@ class _Jacobian:
         It stands for the first sample; the others must not be read.
         """
         cotangent = torch.zeros_like(self.y)
-        generator = torch.Generator().manual_seed(0)
         index: tuple[Any, ...] = (0, slice(None), *place)
-        cotangent[index] = torch.randn(self.y.shape[1], generator=generator, dtype=torch.float64)
+        cotangent[index] = self.mixture
         found = self.gradient(cotangent)
         if bool(found[1:].any()):
             raise InexactError("a sample that depends on another")
@@ -269,16 +258,14 @@ class _Jacobian:
 
     def depthwise(self, axes: tuple[Axis, ...]) -> Tensor | None:
         """Return the weight if each channel reads itself alone, all rows in one gradient; None if that is not so."""
-        outputs, inputs = self.y.shape[1], self.x.shape[1]
-        if outputs != inputs:
+        if self.y.shape[1] != self.x.shape[1]:
             return None
-        mixture = torch.zeros_like(self.y)
+        all_channels = torch.zeros_like(self.y)
         index: tuple[Any, ...] = (0, slice(None), *self.middle)
-        mixture[index] = 1.0
-        weight = self._window(self.gradient(mixture)[0], self.middle, axes).unsqueeze(1)
+        all_channels[index] = 1.0
+        weight = self._window(self.gradient(all_channels)[0], self.middle, axes).unsqueeze(1)
         mixed = self._window(self.mixed_row(self.middle), self.middle, axes)
-        factors = torch.randn(outputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        expected = weight.squeeze(1) * factors.reshape(-1, *(1,) * len(axes))
+        expected = weight.squeeze(1) * self.mixture.reshape(-1, *(1,) * len(axes))
         return weight if torch.allclose(mixed, expected, rtol=1e-12, atol=0.0) else None
 
     def kernel(self, axes: tuple[Axis, ...]) -> Tensor:

@@ -125,10 +125,6 @@ class Term:
         """Whether it holds the anchor's values, each untouched."""
         return self.axis is None and self.factor == 1.0 and not bool(self.offset.any())
 
-    def is_identity(self) -> bool:
-        """Whether it is the anchor itself."""
-        return self.keeps_values() and self.layout is None
-
 
 @dataclass(frozen=True, eq=False)
 class Leaf:

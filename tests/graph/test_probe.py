@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repconv_cli.algebra import Axis
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.interpret import Constants, region_between
 from repconv_cli.graph.plan import count_ops
-from repconv_cli.graph.probe import probe, region_between
+from repconv_cli.graph.probe import probe
 from repconv_cli.graph.trace import trace
 from tests.graph.models import Formula, conv, conv_bn, randomised
 from tests.graph.proof import TOLERANCE, difference, fused, noise
