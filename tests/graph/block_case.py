@@ -49,6 +49,22 @@ def assert_fuses(block: Block) -> None:
     assert difference(module, found.plan.program, noise(shape, seed=2)) <= TOLERANCE, "the source graph changed"
 
 
+def assert_leaves(
+    make: Callable[[], nn.Module],
+    left: tuple[int, int, int],
+    shape: tuple[int, ...],
+    other: tuple[int, ...],
+    *,
+    is_spatial_free: bool = False,
+) -> None:
+    """Fail unless fusing leaves ``left``: (convolutions, norms, operations), and computes the same on ``other``."""
+    module = randomised(make())
+    found = fused(module, noise(shape), is_spatial_free=is_spatial_free)
+    counts = count_ops(found.program)
+    assert (counts["convs"], counts["norms"], counts["ops"]) == left, found.program.graph
+    assert difference(module, found.program, noise(other, seed=1)) <= TOLERANCE
+
+
 def _resizable(program: Any, shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     """Return ``other`` where the program's sizes are free, else the size it is fixed to."""
     return tuple(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -13,11 +12,12 @@ from torch.nn import functional
 
 from repconv_cli.algebra import Axis
 from repconv_cli.graph.interpret import Constants, region_between
-from repconv_cli.graph.plan import count_ops
 from repconv_cli.graph.probe import probe
 from repconv_cli.graph.trace import trace
+from tests.graph.block_case import assert_leaves
 from tests.graph.models import Formula, conv, conv_bn, randomised
 from tests.graph.proof import TOLERANCE, difference, fused, noise
+from tests.graph.refusal_case import formula
 
 SHAPE = (2, 4, 8, 8)
 STATIC = ((True, False, False, False),)
@@ -32,10 +32,6 @@ class Probed:
     left: tuple[int, int, int]
     shape: tuple[int, ...] = SHAPE
     is_spatial_free: bool = False
-
-
-def formula(function: Callable[..., Any], **parts: nn.Module | Tensor) -> Callable[[], nn.Module]:
-    return lambda: Formula(function, **parts)
 
 
 def shuffled(x: Tensor, groups: int = 2) -> Tensor:
@@ -114,14 +110,8 @@ PROBED = [
 
 @pytest.mark.parametrize("case", PROBED, ids=lambda case: case.name)
 def test_operators_without_a_rule_are_fused_from_their_jacobian(case: Probed) -> None:
-    module = randomised(case.make())
-    found = fused(module, noise(case.shape), is_spatial_free=case.is_spatial_free)
-    counts = count_ops(found.program)
-    assert (counts["convs"], counts["norms"], counts["ops"]) == case.left, found.program.graph
-    shape = (3, *case.shape[1:])
-    if case.is_spatial_free:
-        shape = (3, 4, 11, 10)
-    assert difference(module, found.program, noise(shape, seed=1)) <= TOLERANCE
+    other = (3, 4, 11, 10) if case.is_spatial_free else (3, *case.shape[1:])
+    assert_leaves(case.make, case.left, case.shape, other, is_spatial_free=case.is_spatial_free)
 
 
 KEPT = [
@@ -159,11 +149,7 @@ KEPT = [
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.name)
 def test_linear_operators_that_are_no_convolution_stay(case: Probed) -> None:
-    module = randomised(case.make())
-    found = fused(module, noise(case.shape), is_spatial_free=False)
-    counts = count_ops(found.program)
-    assert (counts["convs"], counts["norms"], counts["ops"]) == case.left, found.program.graph
-    assert difference(module, found.program, noise((2, *case.shape[1:]), seed=1)) <= TOLERANCE
+    assert_leaves(case.make, case.left, case.shape, (2, *case.shape[1:]))
 
 
 def test_a_mean_over_a_free_size_is_no_kernel() -> None:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.arrange import Layout, moves, reshaped, unmoved
-from repconv_cli.graph.plan import count_ops
-from tests.graph.models import Formula, conv, conv_bn, randomised
-from tests.graph.proof import TOLERANCE, difference, fused, noise
+from tests.graph.block_case import assert_leaves
+from tests.graph.models import conv, conv_bn
+from tests.graph.refusal_case import formula
 
 IMAGE = (2, 4, 6, 6)
 TOKENS = (2, 10, 4)
@@ -31,10 +31,6 @@ class Moved:
     shape: tuple[int, ...]
     left: tuple[int, int, int]
     is_spatial_free: bool = False
-
-
-def formula(function: Callable[..., Any], **parts: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: Formula(function, **parts)
 
 
 def levit(part: Any, x: Tensor) -> Tensor:
@@ -139,14 +135,8 @@ MOVED = [
 
 @pytest.mark.parametrize("case", MOVED, ids=lambda case: case.name)
 def test_a_map_on_channels_passes_through_moves(case: Moved) -> None:
-    module = randomised(case.make())
-    found = fused(module, noise(case.shape), is_spatial_free=case.is_spatial_free)
-    counts = count_ops(found.program)
-    assert (counts["convs"], counts["norms"], counts["ops"]) == case.left, found.program.graph
-    shape = (3, *case.shape[1:])
-    if case.is_spatial_free:
-        shape = (3, case.shape[1] + 3, *case.shape[2:])
-    assert difference(module, found.program, noise(shape, seed=1)) <= TOLERANCE
+    other = (3, case.shape[1] + 3, *case.shape[2:]) if case.is_spatial_free else (3, *case.shape[1:])
+    assert_leaves(case.make, case.left, case.shape, other, is_spatial_free=case.is_spatial_free)
 
 
 KEPT = [
@@ -183,11 +173,7 @@ KEPT = [
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.name)
 def test_what_a_move_forbids_stays(case: Moved) -> None:
-    module = randomised(case.make())
-    found = fused(module, noise(case.shape), is_spatial_free=False)
-    counts = count_ops(found.program)
-    assert (counts["convs"], counts["norms"], counts["ops"]) == case.left, found.program.graph
-    assert difference(module, found.program, noise((3, *case.shape[1:]), seed=1)) <= TOLERANCE
+    assert_leaves(case.make, case.left, case.shape, (3, *case.shape[1:]))
 
 
 @st.composite
