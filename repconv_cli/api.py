@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from repconv_cli import convert
-from repconv_cli.convert import Options, load
+from repconv_cli.convert import load
+from repconv_cli.options import Options
 from repconv_cli.results import Result
 
 __all__ = ["fuse", "inspect", "load", "verify"]

@@ -6,61 +6,26 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repconv_cli import __version__
-from repconv_cli.checkpoint import Source, check_output, read, write_safetensors
-from repconv_cli.checkpoint.architectures import load_weights, make_architecture
-from repconv_cli.checkpoint.values import check_module
+from repconv_cli.checkpoint import check_output, read, write_safetensors
 from repconv_cli.diagnosis import first_block_off, first_difference, looks_like
-from repconv_cli.errors import InputError, RepconvError, TraceError
-from repconv_cli.exported import module_of
+from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, refusal_facts, totals
 from repconv_cli.graph.fuse import Fused, fuse_program
-from repconv_cli.graph.inputs import Example, guess_shape
 from repconv_cli.graph.plan import make_plan
-from repconv_cli.graph.program import InputInfo, Program, ProgramModule
+from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
-from repconv_cli.graph.trace import trace
-from repconv_cli.results import OutputFacts, Result, SourceFacts, Verification
-from repconv_cli.verdict import Limits, compare, proof_inputs, random_inputs
+from repconv_cli.opening import FORMAT_VERSION, Opened, open_source, program_in, trace_source
+from repconv_cli.options import Options
+from repconv_cli.results import OutputFacts, Result, Verification
+from repconv_cli.verdict import compare, proof_inputs, random_inputs
 
-FORMAT_VERSION = "1"
-DEFAULT_LIMITS = Limits()
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user may set; the same names as the command line's."""
-
-    arch: str | None = None
-    input: tuple[tuple[int, ...], ...] = ()
-    samples: int = 4
-    seed: int = 0
-    limits: Limits = DEFAULT_LIMITS
-    state_key: str | None = None
-    trust: tuple[str, ...] = ()
-    blocks: str | None = None
-    strict: bool = False
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A source as a module that can be traced, and what is known of it.
-
-    ``program`` is the graph that the source holds, if it holds one (``.pt2``, or a file that ``fuse`` wrote): it
-    tells how the model is called.
-    """
-
-    module: nn.Module
-    facts: SourceFacts
-    program: Program | None = None
-    is_fused: bool = False
 
 
 class _Clock:
@@ -76,130 +41,6 @@ class _Clock:
         self.report(name, 0, total)
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def open_source(source: str | Path | nn.Module, options: Options) -> Opened:
-    """Return ``source`` as a module: itself, or what the file holds, or the architecture with the file's weights."""
-    if isinstance(source, nn.Module):
-        check_module(source)
-        notes = (_TRAINING_NOTE.format("given"),) if source.training else ()
-        facts = SourceFacts(type(source).__name__, "module", None, None, *_tensor_facts(source), source.training, notes)
-        return Opened(source, facts)
-    found = read(source, state_key=options.state_key, trust=options.trust)
-    try:
-        return _open_file(found, options)
-    except RepconvError as error:
-        raise error.at(str(source)) from error
-
-
-def _open_file(found: Source, options: Options) -> Opened:
-    notes = list(found.notes)
-    program: Program | None = None
-    if found.kind != "weights" and options.arch is not None:
-        raise InputError(f"it holds a whole {found.kind}, so --arch is not needed", hint="Leave --arch out.")
-    if found.module is not None:
-        module = found.module
-    elif found.program is not None:
-        holder, program_notes = module_of(found.program)
-        module, program = holder, holder.held_program
-        notes += program_notes
-    elif options.arch is None and "repconv.graph" in found.metadata:
-        program = _program_in(found)
-        module = ProgramModule(program).eval()
-    else:
-        module = _architecture(found, options)
-    if found.was_training:
-        notes.append(_TRAINING_NOTE.format("saved"))
-    is_fused = found.program is None and program is not None
-    facts = SourceFacts(
-        str(found.path),
-        "fused" if is_fused else found.kind,
-        found.sha256,
-        found.size_bytes,
-        *_tensor_facts(module),
-        found.was_training,
-        tuple(notes),
-    )
-    return Opened(module, facts, program, is_fused)
-
-
-_TRAINING_NOTE = "the module was {} in training mode; it is used in eval mode"
-
-
-def _architecture(found: Source, options: Options) -> nn.Module:
-    assert found.tensors is not None
-    if options.arch is None:
-        raise InputError(
-            f"it holds {len(found.tensors)} tensors and no graph ({', '.join(list(found.tensors)[:3])}, …)",
-            needed="the architecture that they belong to",
-            hint="Give it with --arch file.py:callable (or timm:NAME, torchvision:NAME).",
-        )
-    module = make_architecture(options.arch)
-    load_weights(module, found.tensors)
-    return module
-
-
-def _program_in(found: Source) -> Program:
-    assert found.tensors is not None
-    version = found.metadata.get("repconv.format", "?")
-    if version != FORMAT_VERSION:
-        raise InputError(f"its format version is {version[:20]!r}", needed=FORMAT_VERSION, hint="Use a newer repconv.")
-    program = from_json(found.metadata["repconv.graph"], found.tensors)
-    extra = set(found.tensors) - set(program.tensors)
-    if extra:
-        raise InputError(
-            f"it holds {len(extra)} tensors that its graph does not read, such as {sorted(extra)[0][:60]!r}"
-        )
-    return program
-
-
-def _tensor_facts(module: nn.Module) -> tuple[str, int]:
-    tensors = module.state_dict()
-    counts: dict[torch.dtype, int] = {}
-    for tensor in tensors.values():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    dtype = max(counts, key=lambda d: counts[d]) if counts else torch.float32
-    return str(dtype).removeprefix("torch."), len(tensors)
-
-
-def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
-    """Return the traced program, and whether its input shape was guessed."""
-    dtype: torch.dtype = getattr(torch, opened.facts.dtype)
-    held = opened.program
-    may_vary = None
-    if held is not None:
-        infos = _resized(held.inputs, options.input)
-        example = Example(infos, held.arguments, held.keywords)
-        may_vary = tuple(tuple(size is None for size in info.shape) for info in infos)
-    else:
-        example = Example.positional(options.input or (guess_shape(opened.module, dtype),), dtype)
-    args, kwargs = example.tensors()
-    try:
-        program = trace(opened.module, args, kwargs, may_vary=may_vary)
-    except TraceError as error:
-        shapes = ", ".join("×".join(map(str, info.example)) for info in example.infos)
-        raise error.at(f"{opened.facts.name} with input {shapes}") from error
-    return program, held is None and not options.input
-
-
-def _resized(infos: tuple[InputInfo, ...], shapes: tuple[tuple[int, ...], ...]) -> tuple[InputInfo, ...]:
-    """Return a held graph's inputs at the sizes that the user asks for, where they are free."""
-    if not shapes:
-        return infos
-    if len(shapes) != len(infos):
-        raise InputError(f"{len(shapes)} shapes given with --input", needed=f"{len(infos)}, one for each input")
-    resized = []
-    for info, shape in zip(infos, shapes, strict=True):
-        fits = len(shape) == len(info.shape) and all(
-            s is None or s == n for s, n in zip(info.shape, shape, strict=True)
-        )
-        if not fits:
-            free = ",".join("free" if size is None else str(size) for size in info.shape)
-            raise InputError(f"--input {','.join(map(str, shape))} for input {info.name}", needed=f"sizes {free}")
-        grown = tuple(max(n, 2) if s is None else n for s, n in zip(info.shape, shape, strict=True))
-        resized.append(replace(info, example=grown))
-    return tuple(resized)
 
 
 def inspect(source: str | Path | nn.Module, options: Options | None = None, progress: Progress | None = None) -> Result:
@@ -252,7 +93,7 @@ def fuse(
         stored = from_json(graph, final.tensors)
         verification = _compare(program, opened.module, stored, ProgramModule(stored), options)
     facts = _fuse_result(opened, program, is_guessed, fused, final, verification, clock)
-    if exit_code(facts, options.strict):
+    if facts.exit_code(options.strict):
         return facts
     with clock.phase("Writing"):
         metadata = _metadata(opened, fused, facts, graph)
@@ -301,16 +142,6 @@ def _fuse(program: Program, options: Options, progress: Progress | None) -> Fuse
         seed=options.seed,
         progress=progress,
     )
-
-
-def exit_code(result: Result, strict: bool) -> int:
-    """Return 0, or 1 where outputs differ, or under ``strict`` where something was refused, unchecked or not there."""
-    verification = result.verification
-    if verification is not None and not verification.passed:
-        return 1
-    is_incomplete = bool(result.refusals) or (verification is not None and verification.verdict != "pass")
-    has_nothing = result.command == "fuse" and not result.blocks
-    return int(strict and (is_incomplete or has_nothing))
 
 
 def _compare(
@@ -364,7 +195,7 @@ def load(path: str | Path) -> nn.Module:
                 "it holds no graph, so it is not a file that repconv wrote",
                 hint="Load its tensors with safetensors instead.",
             )
-        return ProgramModule(_program_in(found)).eval()
+        return ProgramModule(program_in(found)).eval()
     except RepconvError as error:
         raise error.at(str(path)) from error
 

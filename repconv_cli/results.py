@@ -132,3 +132,12 @@ class Result:
     def json(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""
         return {"version": RESULT_VERSION, **asdict(self)}
+
+    def exit_code(self, strict: bool) -> int:
+        """Return 0, or 1 where outputs differ, or if ``strict`` where something was refused, unchecked or not there."""
+        verification = self.verification
+        if verification is not None and not verification.passed:
+            return 1
+        is_incomplete = bool(self.refusals) or (verification is not None and verification.verdict != "pass")
+        has_nothing = self.command == "fuse" and not self.blocks
+        return int(strict and (is_incomplete or has_nothing))

@@ -16,22 +16,13 @@ from torch.utils import _pytree as pytree
 
 from repconv_cli.graph.interpret import run_program
 from repconv_cli.graph.program import InputInfo, Program
+from repconv_cli.options import Limits
 from repconv_cli.results import Verification
 
 # Beyond this share of the range, rounding of that dtype is no explanation.
 CAPS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-MAX_RATIO = 10.0
 ULPS = 4
 Model = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is allowed; each can be set by the user."""
-
-    max_ratio: float = MAX_RATIO
-    rtol: float | None = None
-    atol: float | None = None
 
 
 @dataclass

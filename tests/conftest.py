@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from repconv_cli import convert
+from repconv_cli.opening import Opened
+from repconv_cli.options import Options
 from tests.cli.runs import FusedSample, Sample, fuse_sample
 
 
@@ -21,12 +23,12 @@ def _one_thread_for_all():
 
 
 @pytest.fixture(scope="session")
-def trace_once() -> Callable[[convert.Opened, convert.Options], Any]:
+def trace_once() -> Callable[[Opened, Options], Any]:
     """``convert.trace_source`` that remembers files: tracing takes most of the time, and gives data none changes."""
     traced: dict[object, Any] = {}
     trace_source = convert.trace_source
 
-    def remembered(opened: convert.Opened, options: convert.Options) -> Any:
+    def remembered(opened: Opened, options: Options) -> Any:
         key = (opened.facts.sha256, options.arch, options.input)
         if key not in traced:
             traced[key] = trace_source(opened, options)

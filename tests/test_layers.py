@@ -24,6 +24,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 MAY_IMPORT = {
     "errors": set(),
     "results": set(),
+    "options": set(),
     "algebra": {"errors"},
     "graph": {"algebra", "errors"},
     "onnx": {"algebra", "graph", "errors"},
@@ -32,16 +33,17 @@ MAY_IMPORT = {
     "facts": {"graph", "results"},
     "diagnosis": {"graph", "results"},
     "verify": {"graph", "onnx", "results", "errors"},
-    "verdict": {"graph", "onnx", "results", "errors"},
+    "verdict": {"graph", "onnx", "options", "results", "errors"},
+    "opening": {"checkpoint", "errors", "exported", "graph", "onnx", "options", "results"},
     "bench": {"graph", "onnx", "results", "errors"},
     "training": {"algebra", "errors"},
     "convert": {
-        "algebra", "bench", "checkpoint", "diagnosis", "errors", "exported", "facts", "graph", "onnx", "results",
-        "verdict", "verify",
+        "algebra", "bench", "checkpoint", "diagnosis", "errors", "exported", "facts", "graph", "onnx", "opening",
+        "options", "results", "verdict", "verify",
     },
-    "api": {"bench", "convert", "results"},
+    "api": {"bench", "convert", "options", "results"},
     "report": {"errors", "results"},
-    "cli": {"bench", "convert", "errors", "report", "results", "verdict", "verify"},
+    "cli": {"bench", "convert", "errors", "options", "report", "results"},
     "__init__": {"api"},
     "__main__": {"cli"},
 }  # fmt: skip
@@ -50,6 +52,7 @@ MAY_IMPORT = {
 THIRD_PARTY = {
     "errors": set(),
     "results": set(),
+    "options": set(),
     "algebra": {"torch"},
     "graph": {"torch", "msgspec"},
     "checkpoint": {"torch", "msgspec", "safetensors"},

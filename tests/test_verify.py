@@ -14,12 +14,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, fx, nn
 
-from repconv_cli import convert
+from repconv_cli import convert, opening
 from repconv_cli.checkpoint import write_safetensors
-from repconv_cli.convert import Limits, Options
 from repconv_cli.errors import InputError
 from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.graph.trace import trace
+from repconv_cli.options import Limits, Options
 from repconv_cli.results import Result, Verification
 from tests.cli.runs import INPUT, SAMPLES, FusedSample, Sample, run
 
@@ -69,7 +69,7 @@ def _trace_each_module_once() -> Iterator[None]:
         return traced[id(module), shapes]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "trace", trace_once)
+        patch.setattr(opening, "trace", trace_once)
         yield
 
 
@@ -131,7 +131,7 @@ def assert_fails(result: Result) -> Verification:
     assert found.verdict == "fail"
     assert not found.passed
     assert not found
-    assert convert.exit_code(result, strict=False) == 1
+    assert result.exit_code(strict=False) == 1
     return found
 
 
@@ -145,7 +145,7 @@ def test_an_intact_file_passes_and_each_tensor_was_compared(judge: Callable[...,
     assert found.top1 == 1.0
     assert 0 < found.noise < 1e-3  # type: ignore[operator]
     assert found.max_abs <= found.limit  # type: ignore[operator]
-    assert convert.exit_code(result, strict=True) == 0
+    assert result.exit_code(strict=True) == 0
 
 
 # Wrong answers, each with the first tensor's owner that is off and what the report must say of it.

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from repconv_cli.cli.options import Showing
 from repconv_cli.cli.progress import Progress
 from repconv_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, RepconvError
 from repconv_cli.report.as_json import error_json, result_json
@@ -23,22 +24,18 @@ _PIPE_WIDTH = 100_000
 
 def run_command(
     use_case: Callable[[Any], Result],
-    exit_code: Callable[[Result], int],
-    *,
-    as_json: bool,
-    every: bool,
-    quiet: bool,
-    debug: bool,
+    showing: Showing,
 ) -> None:
     """Run ``use_case`` with a progress display, print its result, and exit with the command's code."""
     try:
-        with Progress(quiet=quiet) as progress:
+        with Progress(quiet=showing.quiet) as progress:
+            progress("Starting", 0, 0)
             result = use_case(progress)
-        _print(result, as_json=as_json, every=every, quiet=quiet)
-        code = exit_code(result)
+        _print(result, showing)
+        code = result.exit_code(showing.strict)
     except RepconvError as error:
         code = error.exit_code
-        _fail(error, as_json=as_json, debug=debug)
+        _fail(error, showing)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
         _say("interrupted; nothing was written")
@@ -47,25 +44,25 @@ def run_command(
     except Exception as error:  # noqa: BLE001 - the boundary: a bug of ours must not look like a mismatch
         code = EXIT_BUG
         bug = RepconvError(f"internal error: {type(error).__name__}: {error}", hint="Please report it, with --debug.")
-        _fail(bug, as_json=as_json, debug=debug)
+        _fail(bug, showing)
     raise typer.Exit(code)
 
 
-def _print(result: Result, *, as_json: bool, every: bool, quiet: bool) -> None:
-    if as_json:
+def _print(result: Result, showing: Showing) -> None:
+    if showing.json:
         sys.stdout.write(result_json(result) + "\n")
-    elif not quiet:
+    elif not showing.quiet:
         is_terminal = sys.stdout.isatty()
         console = Console(
             force_terminal=is_terminal, width=None if is_terminal else _PIPE_WIDTH, highlight=False, soft_wrap=False
         )
-        console.print(Report(result, every=every))
+        console.print(Report(result, every=showing.all))
 
 
-def _fail(error: RepconvError, *, as_json: bool, debug: bool) -> None:
-    if as_json:
+def _fail(error: RepconvError, showing: Showing) -> None:
+    if showing.json:
         sys.stdout.write(error_json(error) + "\n")
-    if debug:
+    if showing.debug:
         traceback.print_exc()
     _say(str(error))
 

@@ -1,49 +1,122 @@
-"""The options that commands share, one name each."""
+"""The options that commands share, one name each, in groups that a command takes whole."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from repconv_cli.errors import InputError
-
-if TYPE_CHECKING:
-    from repconv_cli.convert import Options
+from repconv_cli.options import MAX_RATIO, Limits, Options
 
 Source = Annotated[
     Path, typer.Argument(metavar="SOURCE", help="A checkpoint: saved module, .pt2 program, or weights with --arch.")
 ]
-Arch = Annotated[
-    str | None,
-    typer.Option(
-        "--arch", help="What weights belong to: file.py:callable, timm:NAME or torchvision:NAME. Runs that code."
-    ),
-]
-Input = Annotated[
-    list[str] | None,
-    typer.Option("--input", help="Input shape such as 1,3,224,224; once for each input. Guessed where it can be."),
-]
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Random inputs to compare outputs on.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the random inputs.")]
-Rtol = Annotated[
-    float | None, typer.Option("--rtol", min=0, help="Judge by |Δ| ≤ atol + rtol·|y| instead of by noise.")
-]
-Atol = Annotated[float | None, typer.Option("--atol", min=0, help="See --rtol.")]
-MaxRatio = Annotated[float, typer.Option("--max-ratio", min=0, help="Largest difference, in units of rounding noise.")]
-StateKey = Annotated[str | None, typer.Option("--state-key", help="Entry of the checkpoint to take the weights from.")]
-Trust = Annotated[
-    list[str] | None, typer.Option("--trust", help="Installed package whose nn.Module classes may be restored.")
-]
-Blocks = Annotated[
-    str | None, typer.Option("--blocks", help="Fuse only blocks whose name matches, such as 'stages.2.*'.")
-]
-All = Annotated[bool, typer.Option("--all", help="List each block and each refusal.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit 1 also where something was refused or left unchecked.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How the source is opened."""
+
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            "--arch", help="What weights belong to: file.py:callable, timm:NAME or torchvision:NAME. Runs that code."
+        ),
+    ] = None
+    input: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Input shape such as 1,3,224,224; once for each input. Guessed where it can be."),
+    ] = None
+    state_key: Annotated[
+        str | None, typer.Option("--state-key", help="Entry of the checkpoint to take the weights from.")
+    ] = None
+    trust: Annotated[
+        list[str] | None, typer.Option("--trust", help="Installed package whose nn.Module classes may be restored.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How outputs are compared."""
+
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Random inputs to compare outputs on.")] = 4
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random inputs.")] = 0
+    rtol: Annotated[
+        float | None, typer.Option("--rtol", min=0, help="Judge by |Δ| ≤ atol + rtol·|y| instead of by noise.")
+    ] = None
+    atol: Annotated[float | None, typer.Option("--atol", min=0, help="See --rtol.")] = None
+    max_ratio: Annotated[
+        float, typer.Option("--max-ratio", min=0, help="Largest difference, in units of rounding noise.")
+    ] = MAX_RATIO
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """What of it is fused."""
+
+    blocks: Annotated[
+        str | None, typer.Option("--blocks", help="Fuse only blocks whose name matches, such as 'stages.2.*'.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What is printed, and what counts as success."""
+
+    all: Annotated[bool, typer.Option("--all", help="List each block and each refusal.")] = False
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 also where something was refused or left unchecked.")
+    ] = False
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return ``command`` as Typer wants it: each parameter that is a group becomes that group's options.
+
+    Typer has no groups of options; a signature with the fields written out is all that it needs.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    plain: list[inspect.Parameter] = []
+    grouped: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name in groups:
+            grouped += _parameters(groups[parameter.name])
+        else:
+            keyword = parameter.default is not inspect.Parameter.empty
+            kind = inspect.Parameter.KEYWORD_ONLY if keyword else parameter.kind
+            (grouped if keyword else plain).append(parameter.replace(annotation=hints[parameter.name], kind=kind))
+
+    @functools.wraps(command)
+    def flat(**given: Any) -> None:
+        taken = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**given, **taken)
+
+    flat.__signature__ = inspect.Signature([*plain, *grouped])  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in (*plain, *grouped)}
+    del flat.__wrapped__
+    return flat
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -62,31 +135,18 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def make_options(
-    *,
-    arch: str | None,
-    shapes: list[str] | None,
-    state_key: str | None,
-    trust: list[str] | None,
-    blocks: str | None = None,
-    strict: bool = False,
-    samples: int = 4,
-    seed: int = 0,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_ratio: float = 10.0,
+    opening: Opening, showing: Showing, judging: Judging | None = None, choosing: Choosing | None = None
 ) -> Options:
-    """Return the options of the use cases; this imports torch."""
-    from repconv_cli.convert import Options
-    from repconv_cli.verdict import Limits
-
+    """Return the options of the use cases."""
+    judging, choosing = judging or Judging(), choosing or Choosing()
     return Options(
-        arch=arch,
-        input=tuple(parse_shape(text) for text in shapes or ()),
-        samples=samples,
-        seed=seed,
-        limits=Limits(max_ratio, rtol, atol),
-        state_key=state_key,
-        trust=tuple(trust or ()),
-        blocks=blocks,
-        strict=strict,
+        arch=opening.arch,
+        input=tuple(parse_shape(text) for text in opening.input or ()),
+        samples=judging.samples,
+        seed=judging.seed,
+        limits=Limits(judging.max_ratio, judging.rtol, judging.atol),
+        state_key=opening.state_key,
+        trust=tuple(opening.trust or ()),
+        blocks=choosing.blocks,
+        strict=showing.strict,
     )

@@ -7,28 +7,19 @@ from typing import Annotated
 
 import typer
 
-from repconv_cli.cli import options as o
 from repconv_cli.cli.boundary import run_command
+from repconv_cli.cli.options import Judging, Opening, Showing, Source, make_options, with_groups
 from repconv_cli.cli.progress import Progress
 from repconv_cli.results import Result
 
 
+@with_groups
 def verify(
-    source: o.Source,
+    source: Source,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A file that fuse wrote.")],
-    arch: o.Arch = None,
-    input_: o.Input = None,
-    samples: o.Samples = 4,
-    seed: o.Seed = 0,
-    rtol: o.Rtol = None,
-    atol: o.Atol = None,
-    max_ratio: o.MaxRatio = 10.0,
-    state_key: o.StateKey = None,
-    trust: o.Trust = None,
-    strict: o.Strict = False,
-    json_: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
+    opening: Opening,
+    judging: Judging,
+    showing: Showing,
 ) -> None:
     """Compare the outputs of SOURCE and OUT on random inputs, and OUT's tensors with a new plan.
 
@@ -36,25 +27,9 @@ def verify(
     """
 
     def use_case(progress: Progress) -> Result:
-        progress("Starting", 0, 0)
+        options = make_options(opening, showing, judging)
         from repconv_cli import convert
 
-        given = o.make_options(
-            arch=arch,
-            shapes=input_,
-            state_key=state_key,
-            trust=trust,
-            samples=samples,
-            seed=seed,
-            rtol=rtol,
-            atol=atol,
-            max_ratio=max_ratio,
-        )
-        return convert.verify(source, out, given, progress)
+        return convert.verify(source, out, options, progress)
 
-    def exit_code(result: Result) -> int:
-        from repconv_cli import convert
-
-        return convert.exit_code(result, strict)
-
-    run_command(use_case, exit_code, as_json=json_, every=False, quiet=quiet, debug=debug)
+    run_command(use_case, showing)

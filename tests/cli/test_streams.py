@@ -18,6 +18,8 @@ from torch import nn
 
 from repconv_cli import convert
 from repconv_cli.cli.boundary import run_command
+from repconv_cli.cli.options import Showing
+from repconv_cli.options import Options
 from repconv_cli.results import Verification
 from tests.cli.runs import INPUT, SAMPLES, run, run_process
 
@@ -85,7 +87,7 @@ PASSED = Verification("pass", True, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, None, 0.0)
 
 
 def test_no_color_is_honoured(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = convert.inspect(small, convert.Options(input=((1, 1, 8, 8),)))
+    result = convert.inspect(small, Options(input=((1, 1, 8, 8),)))
     result = replace(result, verification=PASSED)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
@@ -96,7 +98,7 @@ def test_no_color_is_honoured(small: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", terminal)
             with pytest.raises(typer.Exit, match="0"):
-                run_command(lambda _: result, lambda _: 0, as_json=False, every=False, quiet=False, debug=False)
+                run_command(lambda _: result, Showing())
         shown.append(terminal.getvalue())
     coloured, plain = shown
     colour = re.compile(r"\x1b\[[0-9;]*\b(3[0-7]|9[0-7])m")

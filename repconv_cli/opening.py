@@ -1,0 +1,162 @@
+"""A source opened: read, made a module, and traced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from repconv_cli.checkpoint import Source, read
+from repconv_cli.checkpoint.architectures import load_weights, make_architecture
+from repconv_cli.checkpoint.values import check_module
+from repconv_cli.errors import InputError, RepconvError, TraceError
+from repconv_cli.exported import module_of
+from repconv_cli.graph.inputs import Example, guess_shape
+from repconv_cli.graph.program import InputInfo, Program, ProgramModule
+from repconv_cli.graph.serial import from_json
+from repconv_cli.graph.trace import trace
+from repconv_cli.options import Options
+from repconv_cli.results import SourceFacts
+
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source as a module that can be traced, and what is known of it.
+
+    ``program`` is the graph that the source holds, if it holds one (``.pt2``, or a file that ``fuse`` wrote): it
+    tells how the model is called.
+    """
+
+    module: nn.Module
+    facts: SourceFacts
+    program: Program | None = None
+    is_fused: bool = False
+
+
+def open_source(source: str | Path | nn.Module, options: Options) -> Opened:
+    """Return ``source`` as a module: itself, or what the file holds, or the architecture with the file's weights."""
+    if isinstance(source, nn.Module):
+        check_module(source)
+        notes = (_TRAINING_NOTE.format("given"),) if source.training else ()
+        facts = SourceFacts(type(source).__name__, "module", None, None, *_tensor_facts(source), source.training, notes)
+        return Opened(source, facts)
+    found = read(source, state_key=options.state_key, trust=options.trust)
+    try:
+        return _open_file(found, options)
+    except RepconvError as error:
+        raise error.at(str(source)) from error
+
+
+def _open_file(found: Source, options: Options) -> Opened:
+    notes = list(found.notes)
+    program: Program | None = None
+    if found.kind != "weights" and options.arch is not None:
+        raise InputError(f"it holds a whole {found.kind}, so --arch is not needed", hint="Leave --arch out.")
+    if found.module is not None:
+        module = found.module
+    elif found.program is not None:
+        holder, program_notes = module_of(found.program)
+        module, program = holder, holder.held_program
+        notes += program_notes
+    elif options.arch is None and "repconv.graph" in found.metadata:
+        program = program_in(found)
+        module = ProgramModule(program).eval()
+    else:
+        module = _architecture(found, options)
+    if found.was_training:
+        notes.append(_TRAINING_NOTE.format("saved"))
+    is_fused = found.program is None and program is not None
+    facts = SourceFacts(
+        str(found.path),
+        "fused" if is_fused else found.kind,
+        found.sha256,
+        found.size_bytes,
+        *_tensor_facts(module),
+        found.was_training,
+        tuple(notes),
+    )
+    return Opened(module, facts, program, is_fused)
+
+
+_TRAINING_NOTE = "the module was {} in training mode; it is used in eval mode"
+
+
+def _architecture(found: Source, options: Options) -> nn.Module:
+    assert found.tensors is not None
+    if options.arch is None:
+        raise InputError(
+            f"it holds {len(found.tensors)} tensors and no graph ({', '.join(list(found.tensors)[:3])}, …)",
+            needed="the architecture that they belong to",
+            hint="Give it with --arch file.py:callable (or timm:NAME, torchvision:NAME).",
+        )
+    module = make_architecture(options.arch)
+    load_weights(module, found.tensors)
+    return module
+
+
+def program_in(found: Source) -> Program:
+    """Return the graph that a file of ours holds. Raises :class:`InputError` if it is of another version."""
+    assert found.tensors is not None
+    version = found.metadata.get("repconv.format", "?")
+    if version != FORMAT_VERSION:
+        raise InputError(f"its format version is {version[:20]!r}", needed=FORMAT_VERSION, hint="Use a newer repconv.")
+    program = from_json(found.metadata["repconv.graph"], found.tensors)
+    extra = set(found.tensors) - set(program.tensors)
+    if extra:
+        raise InputError(
+            f"it holds {len(extra)} tensors that its graph does not read, such as {sorted(extra)[0][:60]!r}"
+        )
+    return program
+
+
+def _tensor_facts(module: nn.Module) -> tuple[str, int]:
+    tensors = module.state_dict()
+    counts: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    dtype = max(counts, key=lambda d: counts[d]) if counts else torch.float32
+    return str(dtype).removeprefix("torch."), len(tensors)
+
+
+def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
+    """Return the traced program, and whether its input shape was guessed."""
+    dtype: torch.dtype = getattr(torch, opened.facts.dtype)
+    held = opened.program
+    may_vary = None
+    if held is not None:
+        infos = _resized(held.inputs, options.input)
+        example = Example(infos, held.arguments, held.keywords)
+        may_vary = tuple(tuple(size is None for size in info.shape) for info in infos)
+    else:
+        example = Example.positional(options.input or (guess_shape(opened.module, dtype),), dtype)
+    args, kwargs = example.tensors()
+    try:
+        program = trace(opened.module, args, kwargs, may_vary=may_vary)
+    except TraceError as error:
+        shapes = ", ".join("×".join(map(str, info.example)) for info in example.infos)
+        raise error.at(f"{opened.facts.name} with input {shapes}") from error
+    return program, held is None and not options.input
+
+
+def _resized(infos: tuple[InputInfo, ...], shapes: tuple[tuple[int, ...], ...]) -> tuple[InputInfo, ...]:
+    """Return a held graph's inputs at the sizes that the user asks for, where they are free."""
+    if not shapes:
+        return infos
+    if len(shapes) != len(infos):
+        raise InputError(f"{len(shapes)} shapes given with --input", needed=f"{len(infos)}, one for each input")
+    resized = []
+    for info, shape in zip(infos, shapes, strict=True):
+        fits = len(shape) == len(info.shape) and all(
+            s is None or s == n for s, n in zip(info.shape, shape, strict=True)
+        )
+        if not fits:
+            free = ",".join("free" if size is None else str(size) for size in info.shape)
+            raise InputError(f"--input {','.join(map(str, shape))} for input {info.name}", needed=f"sizes {free}")
+        grown = tuple(max(n, 2) if s is None else n for s, n in zip(info.shape, shape, strict=True))
+        resized.append(replace(info, example=grown))
+    return tuple(resized)

@@ -1,0 +1,32 @@
+"""What the user may set, by the command line's names. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_RATIO = 10.0
+"""The largest difference of outputs that passes, in units of the original's own rounding noise (DESIGN §4)."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the judgement of outputs allows: ``max_ratio`` times the noise, or |Δ| ≤ atol + rtol·|y| where given."""
+
+    max_ratio: float = MAX_RATIO
+    rtol: float | None = None
+    atol: float | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a source is opened, what of it is fused, and how the result is judged."""
+
+    arch: str | None = None
+    input: tuple[tuple[int, ...], ...] = ()
+    samples: int = 4
+    seed: int = 0
+    limits: Limits = Limits()
+    state_key: str | None = None
+    trust: tuple[str, ...] = ()
+    blocks: str | None = None
+    strict: bool = False
