@@ -10,31 +10,56 @@ from torch import fx
 
 from repconv_cli.graph.rules import Step
 
+# A chain longer than this tells a reader nothing.
+_LONGEST = 80
 
-def branches_of(node: fx.Node, anchor: fx.Node, steps: dict[fx.Node, Step]) -> tuple[str, ...]:
-    """Return the branches that ``node`` sums, each as its chain of kernels from the anchor on.
+
+def branches_of(node: fx.Node, anchor: fx.Node, steps: dict[fx.Node, Step]) -> Counter[str]:
+    """Return the branches that ``node`` sums, each as its chain of kernels from the anchor on, and how many of each.
 
     What follows the sum (a norm, a scale) belongs to no branch; ``node`` itself may be the whole of one branch.
+    Every node is visited once, with the chains that lead from it to ``node``: ``y + y`` again and again has
+    exponentially many branches and few chains.
     """
-    branches: list[str] = []
-    pending = [(node, "")]
-    while pending:
-        current, suffix = pending.pop(0)
+    return _branches(node, anchor, steps, {})
+
+
+def _branches(node: fx.Node, anchor: fx.Node, steps: dict[fx.Node, Step], known: dict[fx.Node, str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    chains = {node: Counter({"": 1})}
+    while chains:
+        current = max(chains)
+        suffixes = chains.pop(current)
         if current is anchor:
-            branches.append(suffix or "identity")
+            found.update({suffix or "identity": count for suffix, count in suffixes.items()})
             continue
         step = steps[current]
         label = _label(step)
-        chain = "→".join(part for part in (label, suffix) if part)
-        if len(step.inputs) > 1 and chain and suffix:
-            branches.append(f"({' + '.join(_inner(step, anchor, steps))})→{suffix}")
-        else:
-            pending.extend((source, chain) for source in step.inputs)
-    return tuple(branches)
+        for suffix, count in suffixes.items():
+            chain = _shortened("→".join(part for part in (label, suffix) if part))
+            if len(step.inputs) > 1 and chain and suffix:
+                if current not in known:
+                    parts = (_branches(source, anchor, steps, known) for source in step.inputs)
+                    known[current] = _shortened(_counted(sum(parts, Counter())))
+                found[_shortened(f"({known[current]})→{suffix}")] += count
+                continue
+            for source in step.inputs:
+                chains.setdefault(source, Counter())[chain] += count
+    return found
 
 
-def _inner(step: Step, anchor: fx.Node, steps: dict[fx.Node, Step]) -> list[str]:
-    return [branch for source in step.inputs for branch in branches_of(source, anchor, steps)]
+def listed(branches: Counter[str]) -> tuple[str, ...]:
+    """Return ``("2 × 3×3", "identity")``: the largest kernel first, the identity last."""
+    ordered = sorted(branches, key=_rank, reverse=True)
+    return tuple(branch if branches[branch] == 1 else f"{branches[branch]} × {branch}" for branch in ordered)
+
+
+def _counted(branches: Counter[str]) -> str:
+    return " + ".join(listed(branches))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else "…"
 
 
 def _label(step: Step) -> str:
@@ -51,13 +76,10 @@ def _rank(branch: str) -> tuple[bool, int]:
     return branch != "identity", max(areas, default=1)
 
 
-def kind_of(node: fx.Node, anchor: fx.Node, steps: dict[fx.Node, Step]) -> str:
-    """Return the block's kind: equal branches counted, the largest kernel first, the identity last."""
-    branches = branches_of(node, anchor, steps)
-    counts = Counter(sorted(branches, key=_rank, reverse=True))
-    parts = [branch if count == 1 else f"{count} × {branch}" for branch, count in counts.items()]
-    joined = " + ".join(parts)
-    if len(branches) == 1:
+def kind_of(branches: Counter[str]) -> str:
+    """Return a block's kind: equal branches counted, the largest kernel first, the identity last."""
+    joined = _counted(branches)
+    if branches.total() == 1:
         return "scale" if joined == "identity" else joined
     if all(branch.endswith(" depthwise") or branch == "identity" for branch in branches):
         return joined.replace(" depthwise", "") + " depthwise"

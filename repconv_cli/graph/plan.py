@@ -10,7 +10,7 @@ from torch import fx
 
 from repconv_cli.errors import InputError
 from repconv_cli.graph.analyse import Analysis, Cost, analyse, is_convolution, is_norm
-from repconv_cli.graph.kind import branches_of, kind_of
+from repconv_cli.graph.kind import branches_of, kind_of, listed
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.refusals import Refusal, find_refusals
 from repconv_cli.graph.select import Choice, select
@@ -116,9 +116,9 @@ class _Naming:
         target = self._target(choice, sources, shape) if shape else ""
         branches = branches_of(choice.node, anchor.node, self.analysis.steps)
         return Block(
-            name=self._name(branches, sources, target, choice),
-            kind="identity" if not shape else kind_of(choice.node, anchor.node, self.analysis.steps),
-            branches=branches,
+            name=self._name(branches.total() > 1, sources, target, choice),
+            kind="identity" if not shape else kind_of(branches),
+            branches=listed(branches),
             choice=choice,
             sources=tuple(sources),
             target=target,
@@ -175,10 +175,10 @@ class _Naming:
     def _is_free(self, key: str, sources: list[str]) -> bool:
         return key not in self.program.tensors or (key in sources and self.uses[key] <= 1)
 
-    def _name(self, branches: tuple[str, ...], sources: list[str], target: str, choice: Choice) -> str:
+    def _name(self, is_sum: bool, sources: list[str], target: str, choice: Choice) -> str:
         path = _common_path(sources)
         own = target.rpartition(".")[0] if target.endswith(".fused") else target
-        name = path if len(branches) > 1 and path else own or path or str(choice.node.meta.get("module", ""))
+        name = path if is_sum and path else own or path or str(choice.node.meta.get("module", ""))
         name = name or choice.node.name
         self.names[name] += 1
         return name if self.names[name] == 1 else f"{name}#{self.names[name]}"

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from repconv_cli.graph import analyse as analysis_room
 from repconv_cli.graph import select as selection_room
 from repconv_cli.graph.analyse import MAX_ANCHORS, analyse
+from repconv_cli.graph.kind import branches_of, listed
 from repconv_cli.graph.program import LEAF, InputInfo, Program, Structure
 from repconv_cli.graph.select import Ledger, select
 
@@ -78,3 +79,14 @@ def test_work_grows_no_faster_than_the_chain(kind: str, monkeypatch: pytest.Monk
         # A fixed start (the first nodes have fewer anchors) may make the short chain cheaper than its share.
         assert middle[name] <= 4 * count * 1.25, name
         assert long[name] <= 4 * middle[name] * 1.1, name
+
+
+def test_branches_are_counted_not_written_out():
+    program = chain(40, "doubled sums")
+    analysis = analyse(program)
+    nodes = list(program.graph.nodes)
+    anchor = next(node for node in nodes if node.op == "placeholder")
+    last = next(iter(nodes[-1].all_input_nodes))
+    branches = branches_of(last, anchor, analysis.steps)
+    assert branches == {"identity": 2**40}
+    assert listed(branches) == (f"{2**40} × identity",)
