@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 import operator
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import TraceError
-from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_renamable, is_write, memory_of
+from repconv_cli.graph.export import export, in_eval_mode, quiet
+from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_write, memory_of
 from repconv_cli.graph.program import LEAF, InputInfo, Program, Structure
 
 aten = torch.ops.aten
 
-# Guards that only say a size is not 1 (which broadcasts), bound it from below, or say that inputs come in batches of
-# one size, do not tie a size to the example.
-_BATCH = r"L(\[[^]]+\])+\.size\(\)\[0\]"
-_HARMLESS_GUARD = re.compile(rf".*(!= [01]|>= [012]|> [01])$|{_BATCH} == {_BATCH}$")
-_FIXED_BATCH = re.compile(rf"{_BATCH} == \d+$")
 _DROPPED = {
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
@@ -56,114 +46,9 @@ def trace(
     where torch cannot make a graph of it.
     """
     kwargs = kwargs or {}
-    with _in_eval_mode(module), torch.no_grad(), _quiet():
-        functional, notes = _export(module, args, kwargs, may_vary)
+    with in_eval_mode(module), torch.no_grad(), quiet():
+        functional, notes = export(module, args, kwargs, may_vary)
     return _to_program(functional, notes)
-
-
-@contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's export chatter off stderr: its failures reach the user as one error of ours."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch.fx.experimental")
-    ]
-    levels = [log.level for log in loggers]
-    for log in loggers:
-        log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, level in zip(loggers, levels, strict=True):
-            log.setLevel(level)
-
-
-def _export(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_vary: tuple[tuple[bool, ...], ...] | None
-) -> tuple[ExportedProgram, list[str]]:
-    """Export a functional graph with as many sizes free as the model allows: batch and space, then batch, then none."""
-    attempts: list[tuple[str, ...]] = [("space", "batch"), ("batch",), ()]
-    reasons: list[str] = []
-    error: BaseException | None = None
-    is_batch_fixed = False
-    for free in attempts:
-        if free == ("batch",) and is_batch_fixed:
-            continue
-        try:
-            exported = torch.export.export(
-                module, args, kwargs, dynamic_shapes=_dynamic_shapes(module, args, kwargs, free, may_vary), strict=False
-            )
-            guards = getattr(exported, "_guards_code", None) or []
-            tied = [guard for guard in guards if not _HARMLESS_GUARD.match(guard)]
-            if tied and free:
-                reasons.append(tied[0])
-                is_batch_fixed = any(_FIXED_BATCH.match(guard) for guard in tied)
-                continue
-            return exported if is_renamable(exported.graph) else exported.run_decompositions({}), _size_notes(free)
-        except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward
-            error = failure
-    detail = f"{type(error).__name__}: {_first_line(error)}" if error else f"sizes tied by {reasons[-1]}"
-    raise TraceError(
-        f"torch.export cannot trace this model ({detail})",
-        hint="Give the shape that it takes with --input, or an --arch callable that returns a traceable part of it.",
-    ) from error
-
-
-def _size_notes(free: tuple[str, ...]) -> list[str]:
-    if not free:
-        return ["batch and spatial sizes are fixed to the example's: torch.export found conditions on them"]
-    return (
-        [] if "space" in free else ["spatial sizes are fixed to the example's: torch.export found conditions on them"]
-    )
-
-
-def _dynamic_shapes(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    free: tuple[str, ...],
-    may_vary: tuple[tuple[bool, ...], ...] | None,
-) -> dict[str, Any]:
-    """Return the free sizes of each tensor by parameter name, nested as the arguments are."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    admitted = may_vary if may_vary is not None else tuple((True,) * 8 for _ in leaves)
-    dims = [_free_dims(leaf, free, allowed) for leaf, allowed in zip(leaves, admitted, strict=True)]
-    positional, named = pytree.tree_unflatten(dims, spec)
-    signature = inspect.signature(module.forward)
-    shapes: dict[str, Any] = {}
-    for name, value in signature.bind(*positional, **named).arguments.items():
-        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            shapes.update(value)
-        else:
-            shapes[name] = value
-    return shapes
-
-
-def _free_dims(leaf: Any, free: tuple[str, ...], allowed: tuple[bool, ...]) -> Any:
-    if not isinstance(leaf, Tensor) or not leaf.ndim or not free:
-        return None
-    dims = {0: Dim.AUTO}
-    if "space" in free and leaf.is_floating_point() and leaf.ndim >= 3:
-        dims |= dict.fromkeys(range(1 if leaf.ndim == 3 else 2, leaf.ndim), Dim.AUTO)
-    return {axis: size for axis, size in dims.items() if leaf.shape[axis] > 1 and allowed[axis]}
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else "no message"
-    return "".join(c for c in text if c.isprintable())[:200]
 
 
 def _to_program(exported: ExportedProgram, notes: list[str]) -> Program:
@@ -296,7 +181,7 @@ class _Copier:
         """Return what ``node`` merely renames, or None."""
         if node.op != "call_function":
             return None
-        if node.target in _ALIASES or _is_dropout_in_eval_mode(node):
+        if node.target in _ALIASES or _is_dropoutin_eval_mode(node):
             return self.env[node.args[0]]  # type: ignore[index]
         source = node.args[0] if node.args else None
         if node.target is operator.getitem and isinstance(source, fx.Node) and source.target in _NORMS:
@@ -334,7 +219,7 @@ class _Copier:
             copy.meta["size"] = _hint(value)
 
 
-def _is_dropout_in_eval_mode(node: fx.Node) -> bool:
+def _is_dropoutin_eval_mode(node: fx.Node) -> bool:
     return node.target in _DROPOUTS and not (node.args[2] if len(node.args) > 2 else node.kwargs.get("train", True))
 
 

@@ -1,0 +1,175 @@
+"""torch.export of a module, with as many sizes free as the model allows."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from repconv_cli.errors import TraceError
+from repconv_cli.graph.functional import is_renamable
+
+# Guards that only say a size is not 1 (which broadcasts), bound it from below, or say that inputs come in batches of
+# one size, do not tie a size to the example.
+_BATCH = r"L(\[[^]]+\])+\.size\(\)\[0\]"
+_HARMLESS_GUARD = re.compile(rf".*(!= [01]|>= [012]|> [01])$|{_BATCH} == {_BATCH}$")
+_FIXED_BATCH = re.compile(rf"{_BATCH} == \d+$")
+_MOST_SECONDS = 60
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put every part of ``module`` in eval mode, and back as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch's export chatter off stderr: its failures reach the user as one error of ours."""
+    loggers = [
+        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch.fx.experimental")
+    ]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
+
+
+def export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_vary: tuple[tuple[bool, ...], ...] | None
+) -> tuple[ExportedProgram, list[str]]:
+    """Return a functional graph, and what to tell the user of sizes that are fixed.
+
+    Batch and space are free where the model allows, else the batch alone, else none.
+    """
+    found: list[str] = []
+    error: BaseException | None = None
+    is_batch_fixed = False
+    for free in (("space", "batch"), ("batch",), ()):
+        if free == ("batch",) and is_batch_fixed:
+            continue
+        try:
+            shapes = _dynamic_shapes(module, args, kwargs, free, may_vary)
+            with _deadline(_MOST_SECONDS if free else None):
+                exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+            tied = _tied(exported) if free else []
+            if not tied:
+                functional = exported if is_renamable(exported.graph) else exported.run_decompositions({})
+                return functional, _size_notes(free, found)
+            found.append("found conditions on them")
+            is_batch_fixed = any(_FIXED_BATCH.match(guard) for guard in tied)
+        except _OverdueError:
+            found.append(f"did not end within {_MOST_SECONDS} s while they were free")
+        except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward
+            error = failure
+            found.append(f"failed while they were free ({_first_line(error)})")
+    assert error is not None
+    raise TraceError(
+        f"torch.export cannot trace this model ({type(error).__name__}: {_first_line(error)})",
+        hint="Give the shape that it takes with --input, or an --arch callable that returns a traceable part of it.",
+    ) from error
+
+
+def _tied(exported: ExportedProgram) -> list[str]:
+    """Return the conditions under which the graph holds, but for those that any useful size meets."""
+    guards = getattr(exported, "_guards_code", None) or []
+    return [guard for guard in guards if not _HARMLESS_GUARD.match(guard)]
+
+
+def _size_notes(free: tuple[str, ...], found: list[str]) -> list[str]:
+    if "space" in free:
+        return []
+    sizes = "spatial sizes" if free else "batch and spatial sizes"
+    return [f"{sizes} are fixed to the example's: torch.export {found[-1]}"]
+
+
+class _OverdueError(BaseException):
+    """Time is up. No ``Exception``, so that no handler in torch takes it for a failed guess."""
+
+
+@contextmanager
+def _deadline(seconds: int | None) -> Iterator[None]:
+    """Raise :class:`_OverdueError` in the block after ``seconds``.
+
+    Expressions of sizes can grow with each reshape until torch never ends. Only the main thread can be interrupted,
+    and only where there are interval timers; elsewhere there is no limit.
+    """
+    if seconds is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def overdue(*_: object) -> None:
+        raise _OverdueError
+
+    start = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, overdue)
+    # Once more each second, should something on the way down swallow it.
+    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if remaining:
+            signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 1e-6), interval)
+
+
+def _dynamic_shapes(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    free: tuple[str, ...],
+    may_vary: tuple[tuple[bool, ...], ...] | None,
+) -> dict[str, Any]:
+    """Return the free sizes of each tensor by parameter name, nested as the arguments are."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    admitted = may_vary if may_vary is not None else tuple((True,) * 8 for _ in leaves)
+    dims = [_free_dims(leaf, free, allowed) for leaf, allowed in zip(leaves, admitted, strict=True)]
+    positional, named = pytree.tree_unflatten(dims, spec)
+    signature = inspect.signature(module.forward)
+    shapes: dict[str, Any] = {}
+    for name, value in signature.bind(*positional, **named).arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            shapes.update(value)
+        else:
+            shapes[name] = value
+    return shapes
+
+
+def _free_dims(leaf: Any, free: tuple[str, ...], allowed: tuple[bool, ...]) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.ndim or not free:
+        return None
+    dims = {0: Dim.AUTO}
+    if "space" in free and leaf.is_floating_point() and leaf.ndim >= 3:
+        dims |= dict.fromkeys(range(1 if leaf.ndim == 3 else 2, leaf.ndim), Dim.AUTO)
+    return {axis: size for axis, size in dims.items() if leaf.shape[axis] > 1 and allowed[axis]}
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else "no message"
+    return "".join(c for c in text if c.isprintable())[:200]
