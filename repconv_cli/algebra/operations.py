@@ -108,8 +108,9 @@ def merge(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvMap:
     geometry = merge_geometry(left.geometry, right.geometry, _sizes(left, sizes))
     if left.geometry.out_channels != right.geometry.out_channels:
         raise InexactError(f"{left.geometry.out_channels} channels beside {right.geometry.out_channels}")
-    weight = _onto(left, geometry).weight.clone()
-    _add_onto(weight, right, geometry)
+    weight = left.weight.new_zeros(geometry.weight_shape)
+    for part in (left, right):
+        _add_onto(weight, part, geometry)
     return ConvMap(weight, left.bias + right.bias, geometry)
 
 
@@ -117,10 +118,11 @@ def _add_onto(weight: Tensor, inner: ConvMap, geometry: Geometry) -> None:
     """Add ``inner``'s taps to ``weight``, a kernel of ``geometry``, without writing zeros out for the other taps."""
     grouped = regroup(widen(inner, geometry.reads, geometry.in_channels), geometry.groups)
     if geometry.transposed:
-        weight += grouped.weight
+        weight.add_(grouped.weight)
         return
     places = tuple(_place(small, large) for small, large in zip(grouped.geometry.axes, geometry.axes, strict=True))
-    weight[(slice(None), slice(None), *places)] += grouped.weight
+    # Not `+=`, which writes the sum back once more.
+    weight[(slice(None), slice(None), *places)].add_(grouped.weight)
 
 
 def subtract(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvMap:
@@ -192,7 +194,7 @@ def compose_kernels(outer: ConvMap, inner: ConvMap, geometry: Geometry) -> Tenso
         else:
             product = _channel_product(taps_out, taps_in[:, :, index : index + 1], outer.groups, inner.groups)
             shape, places = kernel_out, _tap_places(geometry, inner.geometry, outer.geometry, index, inner_moves=False)
-        result[(slice(None), slice(None), *places)] += product.reshape(*product.shape[:2], *shape)
+        result[(slice(None), slice(None), *places)].add_(product.reshape(*product.shape[:2], *shape))
     return result
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from repconv_cli import __version__
+from repconv_cli.allocation import return_large_blocks
 from repconv_cli.cli.fuse import fuse
 from repconv_cli.cli.inspect import inspect
 from repconv_cli.cli.verify import verify
@@ -45,6 +46,7 @@ def main(
 
 def run() -> None:
     """Run the command line."""
+    return_large_blocks()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show × or → must not end the program.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

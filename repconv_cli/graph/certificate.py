@@ -39,21 +39,22 @@ class Certificate:
 
 
 def certify(
-    fusion: Fusion, constants: Constants, seed: int = 0, tensors: dict[str, Tensor] | None = None
+    fusion: Fusion, constants: Constants, seed: int = 0, tensors: Callable[[], dict[str, Tensor]] | None = None
 ) -> Certificate:
-    """Return the certificate of ``fusion``; ``tensors`` are its float64 tensors, if computed already.
+    """Return the certificate of ``fusion``; ``tensors`` gives its float64 tensors.
 
+    It is called when the branches have run, so that only one of the two holds float64 weights at a time.
     Raises :class:`UnprovenError` if it proves a difference, or if there is no place to prove it at.
     """
     region = region_between(fusion.block.anchor, fusion.block.node, constants)
-    operator = _as_callable(fusion, fusion.tensors() if tensors is None else tensors)
-    errors = _errors(_geometries(fusion, region, constants), region, operator, fusion, seed)
-    if errors is None:
+    expected = _run_branches(_geometries(fusion, region, constants), region, fusion, seed)
+    if expected is None:
         # The region does not run at small sizes, such as one that crops at a place counted in pixels.
-        errors = _errors(_traced_and_others(fusion.block.anchor, constants), region, operator, fusion, seed)
-    if not errors:
+        expected = _run_branches(_traced_and_others(fusion.block.anchor, constants), region, fusion, seed)
+    if not expected:
         raise UnprovenError(f"block {fusion.block.name}: it runs at the traced size alone, though that is free")
-    certificate = Certificate(max(errors), len(errors))
+    operator = _as_callable(fusion, (tensors or fusion.tensors)())
+    certificate = Certificate(max(_error(operator, values) for values in expected), len(expected))
     if not certificate.is_proof:
         raise UnprovenError(
             f"block {fusion.block.name}: one operator differs from its branches by {certificate.error:.1e} of scale",
@@ -65,24 +66,27 @@ def certify(
 Place = tuple[tuple[int, ...], Constants]
 
 
-def _errors(
-    places: list[Place],
-    region: list[fx.Node],
-    operator: Callable[[Tensor], Tensor],
-    fusion: Fusion,
-    seed: int,
-) -> list[float] | None:
-    """Return the error at each place; None where the region does not run there."""
-    errors = []
+@dataclass(frozen=True)
+class _Values:
+    """What the branches make of one random input, and the magnitude of what they sum for each value."""
+
+    x: Tensor
+    y: Tensor
+    scale: Tensor
+
+
+def _run_branches(places: list[Place], region: list[fx.Node], fusion: Fusion, seed: int) -> list[_Values] | None:
+    """Return what the branches compute at each place; None where the region does not run there."""
+    values = []
     for index, (shape, constants) in enumerate(places):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(seed + index), dtype=torch.float64)
-        try:
-            with torch.no_grad():
-                expected = _run(region, x, fusion, constants, run_node)
-        except RuntimeError:
-            return None
-        errors.append(_error(region, operator, x, expected, fusion, constants))
-    return errors
+        with torch.no_grad():
+            try:
+                y = _run(region, x, fusion, constants, run_node)
+            except RuntimeError:
+                return None
+            values.append(_Values(x, y, _run(region, x.abs(), fusion, constants, run_magnitude)))
+    return values
 
 
 def _reads_sizes(region: list[fx.Node], anchor: fx.Node) -> bool:
@@ -144,28 +148,20 @@ def _traced_and_others(anchor: fx.Node, constants: Constants) -> list[Place]:
     return [] if is_free and len(places) == 1 else places
 
 
-def _error(
-    region: list[fx.Node],
-    operator: Callable[[Tensor], Tensor],
-    x: Tensor,
-    expected: Tensor,
-    fusion: Fusion,
-    constants: Constants,
-) -> float:
-    """Return the largest difference at ``x``, relative to the magnitude of what was summed, value by value."""
+def _error(operator: Callable[[Tensor], Tensor], branches: _Values) -> float:
+    """Return the largest difference, relative to the magnitude of what was summed, value by value."""
     with torch.no_grad():
         try:
-            found = operator(x)
+            found = operator(branches.x)
         except RuntimeError:
             return float("inf")
-        if found.shape != expected.shape:
-            return float("inf")
-        difference = (found - expected).abs()
-        scale = _run(region, x.abs(), fusion, constants, run_magnitude)
+    if found.shape != branches.y.shape:
+        return float("inf")
+    difference = (found - branches.y).abs()
     if not bool(torch.isfinite(difference).all()):
         return float("inf")
     # Where nothing was summed nothing may differ; elsewhere the smallest scale that float64 can resolve.
-    return float((difference / scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
+    return float((difference / branches.scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
 
 
 def _run(
@@ -194,7 +190,11 @@ def run_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:
 
     def absolute(value: Any) -> Any:
         found = fetch(value) if isinstance(value, fx.Node) else value
-        return found.abs() if isinstance(found, Tensor) and found.is_floating_point() else found
+        if not (isinstance(found, Tensor) and found.is_floating_point()):
+            return found
+        # Where the cast makes a copy, no second one is needed.
+        double: Tensor = to_double(found)
+        return double.abs() if double is found else double.abs_()
 
     operands: tuple[Any, ...] = tuple(node.args)
     if node.target is aten.batch_norm.default:

@@ -56,10 +56,16 @@ class _Workshop:
 
     def prove(self, fusion: Fusion) -> None:
         """Compute and certify one block."""
-        made = fusion.tensors()
+        made: dict[str, Tensor] = {}
         constants = self.plan.analysis.constants
+
+        def make() -> dict[str, Tensor]:
+            constants.forget()
+            made.update(fusion.tensors())
+            return made
+
         try:
-            self.certificates[fusion.block.node.name] = certify(fusion, constants, self.seed, made)
+            self.certificates[fusion.block.node.name] = certify(fusion, constants, self.seed, make)
         except UnprovenError as failure:
             raise _BlockUnprovenError(fusion.block, failure.found) from failure
         constants.forget()

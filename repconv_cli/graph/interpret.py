@@ -142,17 +142,20 @@ def run_side_by_side(
 ) -> list[list[Any]]:
     """Return the outputs of the whole graph in float64 for each of ``inputs``, every tensor asked for once.
 
-    A value is dropped after its last use, so memory stays that of one forward pass. ``kept`` is filled with the
-    values of its nodes, at the first input.
+    A tensor is cast when it is first read, and every value is dropped after its last use, so memory stays that of one
+    forward pass. ``kept`` is filled with the values of its nodes, at the first input.
     """
     given = [iter(leaves) for leaves in inputs]
     values: dict[fx.Node, list[Any]] = {}
     last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
     for node in program.graph.nodes:
+        if node.op == "get_attr":
+            continue
+        for source in node.all_input_nodes:
+            if source not in values:
+                values[source] = [to_double(tensor_of(str(source.target)))] * len(given)
         if node.op == "placeholder":
             values[node] = [to_double(next(leaves)) for leaves in given]
-        elif node.op == "get_attr":
-            values[node] = [to_double(tensor_of(str(node.target)))] * len(given)
         elif node.op == "output":
             return [list(map_arg(node.args[0], _nth(values, index))) for index in range(len(given))]
         else:
