@@ -15,7 +15,7 @@ from repconv_cli import __version__
 from repconv_cli.checkpoint import check_output, read, write_safetensors
 from repconv_cli.diagnosis import first_block_off, first_difference, looks_like
 from repconv_cli.errors import InputError, RepconvError
-from repconv_cli.facts import block_facts, input_facts, refusal_facts, totals
+from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
 from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.program import Program, ProgramModule
@@ -59,7 +59,7 @@ def inspect(source: str | Path | nn.Module, options: Options | None = None, prog
         tuple(block_facts(block) for block in plan.blocks),
         tuple(refusal_facts(plan)),
         totals(plan),
-        notes=program.notes,
+        notes=tuple(plan_notes(plan)),
         seconds=clock.seconds,
     )
 
@@ -115,9 +115,11 @@ def _fuse_result(
         block_facts(block, certificate)
         for block, certificate in zip(fused.plan.blocks, fused.certificates, strict=True)
     )
-    left_out = sorted(set(program.tensors) - set(final.tensors) - {k for b in fused.plan.blocks for k in b.sources})
+    used = {key for block in fused.plan.blocks for key in block.sources}
+    used |= {key for lifted in fused.plan.lifted for key in lifted.sources}
+    left_out = sorted(set(program.tensors) - set(final.tensors) - used)
     unread = [key for key in left_out if not key.endswith("num_batches_tracked")]
-    notes = list(program.notes)
+    notes = plan_notes(fused.plan)
     if unread:
         notes.append(f"{len(unread)} tensors that no output depends on were left out, such as {unread[0]}")
     return Result(
@@ -126,7 +128,7 @@ def _fuse_result(
         input_facts(program, is_guessed),
         blocks,
         tuple(refusal_facts(fused.plan)),
-        totals(fused.plan, final),
+        totals(fused.plan),
         verification,
         notes=tuple(notes),
         seconds=clock.seconds,
@@ -160,6 +162,7 @@ def _compare(
 def _metadata(opened: Opened, fused: Fused, facts: Result, graph: str) -> dict[str, str]:
     """Return the file's metadata; no time and no absolute path, so that equal input gives equal bytes."""
     key_map = {key: list(fusion.block.sources) for fusion in fused.fusions for key in fusion.keys}
+    key_map |= {lifted.key: list(lifted.sources) for lifted in fused.plan.lifted}
     verification = facts.verification
     assert verification is not None
     figures = {

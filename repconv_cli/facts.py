@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from repconv_cli.graph.analyse import cost_of_node
 from repconv_cli.graph.certificate import Certificate
+from repconv_cli.graph.lift import no_longer_computed
 from repconv_cli.graph.plan import Block, Plan, count_ops
 from repconv_cli.graph.program import Program
-from repconv_cli.graph.select import Choice
+from repconv_cli.graph.rewrite import fuse_block, rewrite
 from repconv_cli.results import BlockFacts, Change, InputFacts, RefusalFacts, Totals
 
 
@@ -42,46 +44,35 @@ def input_facts(program: Program, is_guessed: bool) -> InputFacts:
     )
 
 
-def totals(plan: Plan, fused: Program | None = None) -> Totals:
-    """Return the counts of the whole model, from the fused graph where there is one, else from the plan."""
-    before, after = _counts(plan.program), _planned(plan) if fused is None else _counts(fused)
-    samples = plan.program.samples()
-    macs = sum(cost_of_node(node, plan.analysis.steps).macs for node in plan.program.graph.nodes) // samples
-    saved = sum(_saved(block.choice) for block in plan.blocks) // samples
+def plan_notes(plan: Plan) -> list[str]:
+    """Return what is to be said of the trace, and of constants that are stored."""
+    notes = list(plan.program.notes)
+    if plan.lifted:
+        what = "value that no input reaches is" if len(plan.lifted) == 1 else "values that no input reaches are"
+        example = plan.lifted[0].key
+        notes.append(f"{len(plan.lifted)} {what} stored instead of computed at each call, such as {example}")
+    return notes
+
+
+def totals(plan: Plan) -> Totals:
+    """Return the counts of the whole model: of the graph as it is, and as the plan writes it. No kernel is computed."""
+    written = rewrite(plan, tuple(fuse_block(block) for block in plan.blocks))
+    before, after = count_ops(plan.program), count_ops(written)
+    before["params"] = _parameters(plan.program)
+    after["params"] = _parameters(written) + sum(block.params_after for block in plan.blocks)
+    after["params"] += sum(prod(item.node.meta["shape"]) for item in plan.lifted if item.key in written.parameters)
     changes = {name: Change(before[name], after[name]) for name in ("convs", "norms", "ops", "params")}
-    return Totals(**changes, macs=Change(macs, macs - saved))
+    return Totals(**changes, macs=_macs(plan))
 
 
-def _saved(choice: Choice) -> int:
-    return choice.before.macs - choice.candidate.cost.macs
+def _parameters(program: Program) -> int:
+    return sum(program.tensors[key].numel() for key in program.parameters if key in program.tensors)
 
 
-def _counts(program: Program) -> dict[str, int]:
-    parameters = sum(program.tensors[key].numel() for key in program.parameters if key in program.tensors)
-    return {**count_ops(program), "params": parameters}
-
-
-def _planned(plan: Plan) -> dict[str, int]:
-    counts = _counts(plan.program)
-    for block in plan.blocks:
-        counts["convs"] += block.convs_after - block.convs_before
-        counts["norms"] -= block.norms_before
-        counts["ops"] += block.after.ops - block.before.ops
-    counts["params"] += sum(block.params_after for block in plan.blocks) - _released(plan)
-    return counts
-
-
-def _released(plan: Plan) -> int:
-    """Return the parameters that nothing reads once the blocks are fused."""
-    removed = {node for block in plan.blocks for node in (block.node, *block.freed)}
-    constants = plan.analysis.constants
-    kept = {
-        key
-        for node in plan.program.graph.nodes
-        if node not in removed and node not in constants
-        for source in node.all_input_nodes
-        if source in constants
-        for key in constants.keys(source)
-    }
-    released = {key for block in plan.blocks for key in block.sources} - kept
-    return sum(plan.program.tensors[key].numel() for key in released & plan.program.parameters)
+def _macs(plan: Plan) -> Change:
+    """Return the multiply-accumulates of one sample."""
+    costs = {node: cost_of_node(node, plan.analysis.steps).macs for node in plan.program.graph.nodes}
+    saved = sum(block.choice.before.macs - block.choice.candidate.cost.macs for block in plan.blocks)
+    saved += sum(costs[node] for node in no_longer_computed(plan.lifted, plan.removed(), plan.program.graph))
+    samples = plan.program.samples()
+    return Change(sum(costs.values()) // samples, (sum(costs.values()) - saved) // samples)

@@ -50,6 +50,7 @@ class _Workshop:
     def __init__(self, plan: Plan, fusions: tuple[Fusion, ...], dtype: torch.dtype | None, seed: int) -> None:
         self.plan, self.dtype, self.seed = plan, dtype, seed
         self.owners = {key: fusion for fusion in fusions for key in fusion.keys}
+        self.lifted = {lifted.key: lifted.node for lifted in plan.lifted}
         self.certificates: dict[str, Certificate] = {}
         self.unread: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -72,8 +73,20 @@ class _Workshop:
         self.unread.update(made)
         self.tensors.update((key, tensor.to(self.dtype) if self.dtype else tensor) for key, tensor in made.items())
 
+    def constant(self, key: str) -> Tensor:
+        """Return a constant that is stored from now on."""
+        node, constants = self.lifted[key], self.plan.analysis.constants
+        value: Tensor = constants.value(node)
+        constants.forget()
+        dtype = node.meta["dtype"] if self.dtype or not value.is_floating_point() else value.dtype
+        # A view would keep, and a file could not hold, the memory of all that it was taken from.
+        self.tensors[key] = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        return value
+
     def tensor(self, key: str) -> Tensor:
         """Return a tensor of the fused graph, in float64 if it is new; a new one is given once."""
+        if key in self.lifted:
+            return self.constant(key)
         if key not in self.owners:
             return self.plan.program.tensors[key]
         if key not in self.unread:

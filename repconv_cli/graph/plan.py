@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from repconv_cli.errors import InputError
 from repconv_cli.graph.analyse import Analysis, Cost, analyse, is_convolution, is_norm
 from repconv_cli.graph.kind import branches_of, kind_of, listed
-from repconv_cli.graph.program import Program, is_computation
+from repconv_cli.graph.lift import Lifted, find_lifted
+from repconv_cli.graph.program import Program, is_computation, unused_path
 from repconv_cli.graph.refusals import Refusal, find_refusals
 from repconv_cli.graph.select import Choice, select
 from repconv_cli.graph.terms import is_written_as_linear, takeable_geometry
@@ -58,12 +59,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be fused, what will not and why."""
+    """What will be fused, what will not and why, and which constants are stored instead of computed."""
 
     program: Program
     analysis: Analysis
     blocks: tuple[Block, ...]
     refusals: tuple[Refusal, ...]
+    lifted: tuple[Lifted, ...] = ()
+
+    def removed(self) -> set[fx.Node]:
+        """Return the nodes that the blocks replace."""
+        return {node for block in self.blocks for node in (block.node, *block.freed)}
 
 
 def make_plan(
@@ -87,7 +93,10 @@ def make_plan(
         if names and not blocks:
             raise InputError(f"--blocks {only!r} matches no block", needed=f"names such as {', '.join(names[:3])}")
     refusals = find_refusals(program, analysis, [block.choice for block in blocks])
-    return Plan(program, analysis, tuple(blocks), tuple(refusals))
+    plan = Plan(program, analysis, tuple(blocks), tuple(refusals))
+    if only is not None:
+        return plan
+    return replace(plan, lifted=find_lifted(program, analysis.constants, plan.removed(), naming.taken))
 
 
 class _Naming:
@@ -158,11 +167,7 @@ class _Naming:
             ):
                 return path
         prefix = _common_path(sources) or str(choice.node.meta.get("module", ""))
-        base = f"{prefix}.fused" if prefix else "fused"
-        target, number = base, 1
-        while any(key == target or key.startswith(f"{target}.") for key in self.taken):
-            number += 1
-            target = f"{base}{number}"
+        target = unused_path(f"{prefix}.fused" if prefix else "fused", self.taken)
         self.taken.add(f"{target}.weight")
         return target
 

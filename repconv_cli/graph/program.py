@@ -122,6 +122,19 @@ def is_size(node: fx.Node) -> bool:
     return bool(node.meta.get("is_size", False))
 
 
+def unused_path(base: str, taken: set[str]) -> str:
+    """Return ``base``, or it with the first number that makes it neither a key in ``taken`` nor on the way to one.
+
+    >>> unused_path("a.fused", {"a.fused.weight", "a.fused2"})
+    'a.fused3'
+    """
+    path, number = base, 1
+    while any(key == path or key.startswith(f"{path}.") for key in taken):
+        number += 1
+        path = f"{base}{number}"
+    return path
+
+
 # No module path holds these; refused so that a key can never close a string in code that torch generates.
 _QUOTES = set("\"'\\")
 

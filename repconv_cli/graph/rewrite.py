@@ -194,6 +194,7 @@ def rewrite(plan: Plan, fusions: tuple[Fusion, ...]) -> Program:
     program = plan.program
     by_node = {fusion.block.node: fusion for fusion in fusions}
     freed = {node for fusion in fusions for node in fusion.block.freed}
+    stored = {lifted.node: lifted.key for lifted in plan.lifted}
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
@@ -201,14 +202,19 @@ def rewrite(plan: Plan, fusions: tuple[Fusion, ...]) -> Program:
         if fusion is not None:
             env[node] = fusion.emit(graph, env[fusion.block.anchor])
             _describe(env[node], node, env[fusion.block.anchor])
+        elif node in stored:
+            env[node] = graph.get_attr(stored[node])
+            env[node].meta = dict(node.meta)
         elif node not in freed:
             env[node] = graph.node_copy(node, lambda n: env[n])
             env[node].meta = dict(node.meta)
     graph.eliminate_dead_code()
     made = {key for fusion in fusions for key in fusion.keys}
+    made |= set(stored.values())
     read = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
     tensors = {key: program.tensors[key] for key in read if key not in made}
-    parameters = frozenset(key for key in read if key in made or key in program.parameters)
+    fixed = {lifted.key for lifted in plan.lifted if program.parameters.isdisjoint(lifted.sources)}
+    parameters = frozenset(key for key in read if key in made - fixed or key in program.parameters)
     return replace(program, graph=graph, tensors=tensors, parameters=parameters)
 
 

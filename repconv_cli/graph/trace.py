@@ -138,6 +138,12 @@ class _Copier:
             raise TraceError("the model branches on data (a sub-graph in the trace)", needed="one straight graph")
         elif node.op == "call_function" and node.target in _DROPPED:
             return
+        elif _is_random(node):
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            raise TraceError(
+                f"{node.name} in {(stack and stack[-1][0]) or 'the model'} draws random numbers in eval mode",
+                needed="outputs that the inputs alone decide",
+            )
         elif (alias := self._alias(node)) is not None:
             self.env[node] = alias
             return
@@ -181,7 +187,7 @@ class _Copier:
         """Return what ``node`` merely renames, or None."""
         if node.op != "call_function":
             return None
-        if node.target in _ALIASES or _is_dropoutin_eval_mode(node):
+        if node.target in _ALIASES or _is_dropout_in_eval_mode(node):
             return self.env[node.args[0]]  # type: ignore[index]
         source = node.args[0] if node.args else None
         if node.target is operator.getitem and isinstance(source, fx.Node) and source.target in _NORMS:
@@ -219,7 +225,17 @@ class _Copier:
             copy.meta["size"] = _hint(value)
 
 
-def _is_dropoutin_eval_mode(node: fx.Node) -> bool:
+def _is_random(node: fx.Node) -> bool:
+    """Whether a call draws random numbers: not what carries torch's tag for it and is told not to."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    schema = node.target._schema  # type: ignore[union-attr]
+    given = {argument.name: argument.default_value for argument in schema.arguments}
+    given |= dict(zip(given, node.args, strict=False)) | node.kwargs
+    return not (given.get("train") is False or given.get("training") is False or given.get("dropout_p") == 0.0)
+
+
+def _is_dropout_in_eval_mode(node: fx.Node) -> bool:
     return node.target in _DROPOUTS and not (node.args[2] if len(node.args) > 2 else node.kwargs.get("train", True))
 
 

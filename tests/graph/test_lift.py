@@ -1,0 +1,143 @@
+"""What no input reaches is stored once, where that takes an operation away and not much room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repconv_cli.errors import TraceError
+from repconv_cli.facts import totals
+from repconv_cli.graph.fuse import Fused, fuse_program
+from repconv_cli.graph.plan import count_ops, make_plan
+from repconv_cli.graph.program import Program, ProgramModule
+from repconv_cli.graph.trace import trace
+from tests.graph.proof import noise
+
+SHAPE = (2, 4, 6, 6)
+
+
+class Attention(nn.Module):
+    """A position bias gathered from a table, as Swin, LeViT and TinyViT do at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.table = nn.Parameter(torch.randn(4, 11))
+        self.register_buffer("places", torch.arange(6)[:, None] - torch.arange(6)[None] + 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.linear(x) + self.table[:, self.places]).softmax(-1)
+
+
+class Model(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.head = nn.Conv2d(4, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.part(x))
+        return y
+
+
+class Made(nn.Module):
+    """``max(x, value)``, the value made by ``make`` from a parameter and the input."""
+
+    def __init__(self, make: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(6) + 0.5)
+        self.make = make
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(x, self.make(self.weight, x))
+
+
+def fused_of(part: nn.Module) -> tuple[Program, Fused]:
+    program = trace(Model(part), noise(SHAPE))
+    return program, fuse_program(program, [noise(SHAPE)], dtype=torch.float32)
+
+
+def test_a_gathered_bias_is_stored_under_its_modules_path():
+    module = Model(Attention())
+    program = trace(module, noise(SHAPE))
+    fused = fuse_program(program, [noise(SHAPE)], dtype=torch.float32)
+    assert [(item.key, sorted(item.sources)) for item in fused.plan.lifted] == [
+        ("part.constant", ["part.places", "part.table"])
+    ]
+    stored = fused.program.tensors
+    assert torch.equal(stored["part.constant"], module.part.table[:, module.part.places])
+    assert stored["part.constant"].is_contiguous()
+    assert not {"part.table", "part.places"} & set(stored)
+    (x,) = noise((3, 4, 6, 6))
+    assert torch.allclose(ProgramModule(fused.program)(x), module(x), atol=1e-6)
+    assert "part.constant" in dict(ProgramModule(fused.program).named_parameters())
+
+
+def test_counts_are_those_of_the_graph_that_is_written():
+    program, fused = fused_of(Attention())
+    counted, planned = count_ops(fused.program), totals(make_plan(program))
+    assert (planned.ops.before, planned.ops.after) == (count_ops(program)["ops"], counted["ops"])
+    assert planned.ops.after == planned.ops.before - 1
+    parameters = sum(fused.program.tensors[key].numel() for key in fused.program.parameters)
+    assert planned.params.after == parameters
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w, x: w.reshape(6, 1),
+        lambda w, x: w.expand(6, 6),
+        lambda w, x: (x.reshape(-1, 1) * torch.linspace(0, 1, 2**15).exp()).sum(1).reshape(x.shape),
+        lambda w, x: (w[0] * x.shape[2]).exp(),
+        lambda w, x: (torch.view_as_complex(x.reshape(*x.shape[:3], 3, 2)) * torch.polar(w, w)[:3]).real.repeat(
+            1, 1, 1, 2
+        ),
+    ],
+    ids=["only moved", "only repeated", "takes more room than it is worth", "made for a size", "complex"],
+)
+def test_what_stays(make: Callable[[Tensor, Tensor], Tensor]) -> None:
+    assert not make_plan(trace(Model(Made(make)), noise(SHAPE))).lifted
+
+
+def test_of_a_repeated_value_the_value_is_stored():
+    _, fused = fused_of(Made(lambda w, x: (w * w).expand(6, 6)))
+    (item,) = fused.plan.lifted
+    assert item.node.meta["shape"] == (6,)
+    assert fused.float64_error == 0.0
+
+
+def test_nothing_is_stored_when_only_some_blocks_are_asked_for():
+    program = trace(Model(nn.Sequential(Attention(), nn.BatchNorm2d(4))), noise(SHAPE))
+    assert make_plan(program).lifted
+    names = [block.name for block in make_plan(program).blocks]
+    assert not make_plan(program, only=names[0]).lifted
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda y: y + torch.randn(6),
+        lambda y: nn.functional.dropout(y, 0.5, training=True),
+        lambda y: torch.bernoulli(y.sigmoid()),
+    ],
+    ids=["noise", "dropout that ignores eval mode", "bernoulli"],
+)
+def test_random_numbers_are_refused_and_not_frozen(draw: Callable[[Any], Any]) -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return draw(x)
+
+    with pytest.raises(TraceError, match=r"^\w+ in part draws random numbers in eval mode"):
+        trace(Model(Noisy()), noise(SHAPE))
+
+
+def test_what_could_draw_and_does_not_is_taken():
+    class Calm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.rrelu(nn.functional.scaled_dot_product_attention(x, x, x))
+
+    assert trace(Model(Calm()), noise(SHAPE))
