@@ -13,7 +13,7 @@ from torch import nn
 
 from repconv_cli import __version__
 from repconv_cli.checkpoint import check_output, read, write_safetensors
-from repconv_cli.diagnosis import first_block_off, first_difference, looks_like
+from repconv_cli.diagnosis import first_block_off, first_difference, largest_error, looks_like
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
 from repconv_cli.graph.fuse import Fused, fuse_program
@@ -272,4 +272,5 @@ def _check_tensors(verification: Verification, program: Program, stored: Program
         tensors_checked=len(stored.tensors),
         first_bad_block=difference.block,
         looks_like=looks_like(difference),
+        largest_error=largest_error(difference),
     )

@@ -76,11 +76,22 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class LargestError:
+    """The one value of the first tensor that is off which is farthest from what it should be."""
+
+    key: str
+    index: tuple[int, ...]
+    expected: float
+    found: float
+
+
+@dataclass(frozen=True)
 class Verification:
     """The verdict on outputs, and the figures behind it.
 
     ``max_abs`` is the largest difference, ``noise`` how far the original in its own dtype is from its float64 run,
     ``ratio`` the difference in units of the noise (or of 4 ulp of the range, if larger), ``limit`` what is allowed.
+    ``close``, ``max_rel``, ``top1`` and ``float64`` are shares of 1.
     """
 
     verdict: str
@@ -96,6 +107,7 @@ class Verification:
     per_sample: tuple[dict[str, float], ...] = ()
     first_bad_block: str | None = None
     looks_like: str | None = None
+    largest_error: LargestError | None = None
     tensors_checked: int = 0
     assumptions: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from repconv_cli.cli.boundary import run_command
-from repconv_cli.cli.options import Choosing, Judging, Opening, Showing, Source, make_options, with_groups
+from repconv_cli.cli.options import Choosing, Judging, Opening, Showing, Source, as_typed, make_options, with_groups
 from repconv_cli.cli.progress import Progress
 from repconv_cli.results import Result
 
@@ -26,7 +26,13 @@ def fuse(
 ) -> None:
     """Make one convolution of each block, prove it equal, and write a safe file.
 
-    Example: repconv fuse model.pt model.safetensors
+    Examples:
+
+    \b
+      repconv fuse model.pt model.safetensors
+      repconv fuse weights.pth out.safetensors --arch net.py:make_net
+      repconv fuse model.pt out.safetensors --input 1,3,320,320 --dry-run
+      repconv fuse model.pt out.safetensors --blocks 'stages.2.*'
     """
 
     def use_case(progress: Progress) -> Result:
@@ -35,4 +41,4 @@ def fuse(
 
         return convert.fuse(source, out, options, force=force, dry_run=dry_run, progress=progress)
 
-    run_command(use_case, showing)
+    run_command(use_case, showing, as_typed(opening))

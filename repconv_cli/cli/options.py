@@ -74,6 +74,9 @@ class Showing:
         bool, typer.Option("--strict", help="Exit 1 also where something was refused or left unchecked.")
     ] = False
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Add each block's keys and proof, every sample, and the time.")
+    ] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False
 
@@ -117,6 +120,23 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
         )
         for field in fields(group)
     ]
+
+
+def as_typed(group: Any) -> tuple[str, ...]:
+    """Return the options of ``group`` that were given, as they would be typed again.
+
+    >>> as_typed(Opening(arch="timm:repvgg_a0", input=["1,3,64,64"]))
+    ('--arch', 'timm:repvgg_a0', '--input', '1,3,64,64')
+    """
+    words: list[str] = []
+    for field in fields(group):
+        value = getattr(group, field.name)
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                words.append(f"--{field.name.replace('_', '-')}")
+            elif one not in (None, False, field.default):
+                words += [f"--{field.name.replace('_', '-')}", str(one)]
+    return tuple(words)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
