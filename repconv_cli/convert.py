@@ -14,10 +14,11 @@ from torch import nn
 from repconv_cli import __version__
 from repconv_cli.checkpoint import check_output, read, write_safetensors
 from repconv_cli.diagnosis import first_block_off, first_difference, largest_error, looks_like
+from repconv_cli.drawing import draw
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
 from repconv_cli.graph.fuse import Fused, fuse_program
-from repconv_cli.graph.plan import make_plan
+from repconv_cli.graph.plan import Plan, make_plan
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.opening import FORMAT_VERSION, Opened, open_source, program_in, trace_source
@@ -52,7 +53,7 @@ def inspect(source: str | Path | nn.Module, options: Options | None = None, prog
         program, is_guessed = trace_source(opened, options)
     with clock.phase("Analysing"):
         plan = make_plan(program, options.blocks)
-    return Result(
+    result = Result(
         "inspect",
         opened.facts,
         input_facts(program, is_guessed),
@@ -62,6 +63,15 @@ def inspect(source: str | Path | nn.Module, options: Options | None = None, prog
         notes=tuple(plan_notes(plan)),
         seconds=clock.seconds,
     )
+    return _drawn(result, plan, options, clock)
+
+
+def _drawn(result: Result, plan: Plan, options: Options, clock: _Clock) -> Result:
+    """Return ``result`` with what a page shows, if that was asked for."""
+    if not options.draw:
+        return result
+    with clock.phase("Drawing"):
+        return replace(result, drawing=draw(plan, clock.report))
 
 
 def fuse(
@@ -93,6 +103,7 @@ def fuse(
         stored = from_json(graph, final.tensors)
         verification = _compare(program, opened.module, stored, ProgramModule(stored), options)
     facts = _fuse_result(opened, program, is_guessed, fused, final, verification, clock)
+    facts = _drawn(facts, fused.plan, options, clock)
     if facts.exit_code(options.strict):
         return facts
     with clock.phase("Writing"):
@@ -226,8 +237,9 @@ def verify(
     with clock.phase("Comparing outputs"):
         verification = _compare(program, opened.module, stored, ProgramModule(stored), options)
     with clock.phase("Redoing the plan"):
-        verification = _check_tensors(verification, program, stored, options)
-    return Result(
+        fused = _fuse(program, replace(options, blocks=None), None)
+        verification = _check_tensors(verification, program, fused, stored, options)
+    result = Result(
         "verify",
         opened.facts,
         input_facts(program, is_guessed),
@@ -236,6 +248,7 @@ def verify(
         notes=program.notes,
         seconds=clock.seconds,
     )
+    return _drawn(result, fused.plan, options, clock)
 
 
 def _require_same_call(program: Program, stored: Program, out: str) -> None:
@@ -250,9 +263,10 @@ def _require_same_call(program: Program, stored: Program, out: str) -> None:
             raise InputError(f"its input is fixed to {fixed.shape}, the comparison uses {info.example}", where=out)
 
 
-def _check_tensors(verification: Verification, program: Program, stored: Program, options: Options) -> Verification:
+def _check_tensors(
+    verification: Verification, program: Program, fused: Fused, stored: Program, options: Options
+) -> Verification:
     """Compare every tensor in the file with what a new plan gives; name the first block that is off."""
-    fused = _fuse(program, replace(options, blocks=None), None)
     final = fused.program
     if set(final.tensors) != set(stored.tensors):
         reason = "the file's tensors are not those of a new plan, so they were judged by the outputs alone"

@@ -19,7 +19,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Options:
-    """How a source is opened, what of it is fused, and how the result is judged."""
+    """How a source is opened, what of it is fused, how the result is judged; ``draw`` makes what a page shows."""
 
     arch: str | None = None
     input: tuple[tuple[int, ...], ...] = ()
@@ -30,3 +30,4 @@ class Options:
     trust: tuple[str, ...] = ()
     blocks: str | None = None
     strict: bool = False
+    draw: bool = False

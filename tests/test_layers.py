@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "checkpoint": {"errors"},
     "exported": {"checkpoint", "graph", "errors"},
     "facts": {"graph", "results"},
+    "drawing": {"algebra", "errors", "facts", "graph", "results"},
     "diagnosis": {"graph", "results"},
     "verify": {"graph", "onnx", "results", "errors"},
     "verdict": {"graph", "onnx", "options", "results", "errors"},
@@ -39,12 +40,12 @@ MAY_IMPORT = {
     "bench": {"graph", "onnx", "results", "errors"},
     "training": {"algebra", "errors"},
     "convert": {
-        "algebra", "bench", "checkpoint", "diagnosis", "errors", "exported", "facts", "graph", "onnx", "opening",
-        "options", "results", "verdict", "verify",
+        "algebra", "bench", "checkpoint", "diagnosis", "drawing", "errors", "exported", "facts", "graph", "onnx",
+        "opening", "options", "results", "verdict", "verify",
     },
     "api": {"bench", "convert", "options", "results"},
     "report": {"errors", "results"},
-    "cli": {"allocation", "bench", "convert", "errors", "options", "report", "results"},
+    "cli": {"allocation", "bench", "checkpoint", "convert", "errors", "options", "report", "results"},
     "__init__": {"api"},
     "__main__": {"cli"},
 }  # fmt: skip
@@ -58,7 +59,7 @@ THIRD_PARTY = {
     "algebra": {"torch"},
     "graph": {"torch", "msgspec"},
     "checkpoint": {"torch", "msgspec", "safetensors"},
-    "report": {"rich"},
+    "report": {"rich", "jinja2", "markupsafe", "msgspec"},
     "cli": {"typer", "rich"},
     "training": {"torch"},
 }

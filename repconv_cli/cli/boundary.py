@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from repconv_cli.cli.options import Showing
+from repconv_cli.cli.page import Page
 from repconv_cli.cli.progress import Progress
 from repconv_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, RepconvError
 from repconv_cli.report.as_json import error_json, result_json
@@ -28,15 +29,21 @@ def run_command(
     use_case: Callable[[Any], Result],
     showing: Showing,
     options: tuple[str, ...] = (),
+    page: Page | None = None,
 ) -> None:
     """Run ``use_case`` with a progress display, print its result, and exit with the command's code.
 
-    ``options`` are those that the next command needs too.
+    ``options`` are those that the next command needs too, ``page`` is the HTML report, if one is wanted.
     """
     try:
         with Progress(quiet=showing.quiet) as progress:
             progress("Starting", 0, 0)
+            if page is not None:
+                page.check()
             result = use_case(progress)
+            if page is not None:
+                progress("Reporting", 0, 0)
+                page.write(result, options)
         _print(result, showing, options)
         code = result.exit_code(showing.strict)
     except RepconvError as error:
@@ -62,7 +69,9 @@ def _print(result: Result, showing: Showing, options: tuple[str, ...]) -> None:
         console = Console(
             force_terminal=is_terminal, width=None if is_terminal else _PIPE_WIDTH, highlight=False, soft_wrap=False
         )
-        console.print(Report(result, every=showing.all, details=showing.verbose, options=options))
+        console.print(
+            Report(result, every=showing.all, details=showing.verbose, options=options, page=str(showing.html or ""))
+        )
 
 
 def _fail(error: RepconvError, showing: Showing) -> None:

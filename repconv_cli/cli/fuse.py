@@ -9,6 +9,7 @@ import typer
 
 from repconv_cli.cli.boundary import run_command
 from repconv_cli.cli.options import Choosing, Judging, Opening, Showing, Source, as_typed, make_options, with_groups
+from repconv_cli.cli.page import Page
 from repconv_cli.cli.progress import Progress
 from repconv_cli.results import Result
 
@@ -21,7 +22,7 @@ def fuse(
     choosing: Choosing,
     judging: Judging,
     showing: Showing,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT, and the report, if they exist.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but the last rename.")] = False,
 ) -> None:
     """Make one convolution of each block, prove it equal, and write a safe file.
@@ -41,4 +42,5 @@ def fuse(
 
         return convert.fuse(source, out, options, force=force, dry_run=dry_run, progress=progress)
 
-    run_command(use_case, showing, as_typed(opening))
+    page = Page.wanted(showing.html, force=force, inputs=(source, out))
+    run_command(use_case, showing, as_typed(opening), page)

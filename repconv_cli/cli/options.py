@@ -19,6 +19,9 @@ Source = Annotated[
 ]
 
 
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the report if it exists.")]
+
+
 @dataclass(frozen=True)
 class Opening:
     """How the source is opened."""
@@ -69,6 +72,12 @@ class Choosing:
 class Showing:
     """What is printed, and what counts as success."""
 
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write a report to look at: graph, blocks, kernels. One HTML file."
+        ),
+    ] = None
     all: Annotated[bool, typer.Option("--all", help="List each block and each refusal.")] = False
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 also where something was refused or left unchecked.")
@@ -169,4 +178,5 @@ def make_options(
         trust=tuple(opening.trust or ()),
         blocks=choosing.blocks,
         strict=showing.strict,
+        draw=showing.html is not None,
     )

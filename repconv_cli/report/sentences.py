@@ -98,13 +98,16 @@ def verdict(result: Result, verification: Verification) -> tuple[str, str]:
     return "FAIL", f"the outputs are not those of {name}.{where}{looks}"
 
 
-def left(result: Result) -> list[tuple[str, str]]:
-    """Return (names, reason) of the refusals, those with one reason together, the most frequent first."""
+def left(result: Result, most: int = 1) -> list[tuple[str, str]]:
+    """Return (names, reason) of the refusals, those with one reason together, the most frequent first.
+
+    Of the names, ``most`` are told and the others counted.
+    """
     by_reason: dict[str, list[str]] = {}
     for refusal in result.refusals:
-        by_reason.setdefault(refusal.reason, []).append(refusal.name)
+        by_reason.setdefault(refusal.reason, []).append(plain(refusal.name))
     ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     return [
-        (plain(names[0]) + (f" and {number(len(names) - 1)} more" if len(names) > 1 else ""), plain(reason))
-        for reason, names in ordered
+        (", ".join(names[:most]) + (f" and {number(len(names) - most)} more" if len(names) > most else ""), plain(why))
+        for why, names in ordered
     ]

@@ -88,23 +88,31 @@ def checks_table(verification: Verification) -> Table:
     table = _table()
     for name in ("check", "found", "allowed", "yardstick"):
         table.add_column(name, justify="left" if name in ("check", "yardstick") else "right", no_wrap=True)
+    for row in check_rows(verification):
+        table.add_row(*row)
+    return table
+
+
+def check_rows(verification: Verification) -> list[tuple[str, str, str, str]]:
+    """Return (check, what was found, what is allowed, the yardstick beside it) for each check that was made."""
+    rows = []
     if verification.max_abs is not None:
         noise = f"{verification.ratio or 0:.2g}× rounding noise"
-        table.add_row("outputs, largest |Δ|", _small(verification.max_abs), _small(verification.limit), noise)
+        rows.append(("outputs, largest |Δ|", _small(verification.max_abs), _small(verification.limit), noise))
     samples = verification.per_sample
     if len(samples) > 1:
         for index, sample in enumerate(samples[:_MOST_SAMPLES]):
-            table.add_row(f"  sample {index + 1}", _small(sample["max_abs"]), "", f"noise {_small(sample['noise'])}")
+            rows.append((f"  sample {index + 1}", _small(sample["max_abs"]), "", f"noise {_small(sample['noise'])}"))
         if len(samples) > _MOST_SAMPLES:
-            table.add_row(f"  … {len(samples) - _MOST_SAMPLES} more samples: --json lists each")
+            rows.append((f"  … {len(samples) - _MOST_SAMPLES} more: --json", "", "", ""))
     if verification.close is not None:
-        table.add_row("values that are close", f"{verification.close:.1%}", "", "told, not judged")
+        rows.append(("values that are close", f"{verification.close:.1%}", "", "told, not judged"))
     if verification.top1 is not None:
-        table.add_row("same largest class", f"{verification.top1:.1%}", "", "told, not judged")
+        rows.append(("same largest class", f"{verification.top1:.1%}", "", "told, not judged"))
     if verification.tensors_checked:
         verdict = "differ" if verification.largest_error is not None else "all agree"
-        table.add_row("tensors, by a new plan", str(verification.tensors_checked), "", verdict)
-    return table
+        rows.append(("tensors, by a new plan", str(verification.tensors_checked), "", verdict))
+    return rows
 
 
 def _small(value: float | None) -> str:

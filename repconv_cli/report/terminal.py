@@ -24,16 +24,23 @@ class Report:
     """Renders a :class:`~repconv_cli.results.Result`.
 
     ``every`` lists each block on its own, ``details`` adds the keys and the proof of each, every sample and the time;
-    ``options`` are those that the next command needs as well.
+    ``options`` are those that the next command needs as well, ``page`` is where the HTML report lies.
     """
 
     def __init__(
-        self, result: Result, *, every: bool = False, details: bool = False, options: tuple[str, ...] = ()
+        self,
+        result: Result,
+        *,
+        every: bool = False,
+        details: bool = False,
+        options: tuple[str, ...] = (),
+        page: str = "",
     ) -> None:
         self.result = result
         self.every = every
         self.details = details
         self.options = options
+        self.page = page
         self.width = 80
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -121,6 +128,8 @@ class Report:
         result, verification = self.result, self.result.verification
         if result.command == "fuse":
             yield self._line(sentences.written(result), _LABEL)
+        if self.page:
+            yield self._labelled("Report", plain(self.page))
         if verification is not None:
             for assumption in verification.assumptions:
                 yield self._labelled("Assumed", plain(assumption))

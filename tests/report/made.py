@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from repconv_cli.results import (
     BlockFacts,
     Change,
+    Drawing,
     InputFacts,
+    KernelFacts,
     LargestError,
+    NodeFacts,
     OutputFacts,
+    Picture,
+    RangeFacts,
     RefusalFacts,
     Result,
     SourceFacts,
@@ -73,3 +80,53 @@ FUSED = Result(
 )  # fmt: skip
 VERIFIED = Result("verify", SOURCE, INPUT, verification=PASSED, output=OUTPUT)
 DIFFERENT = Result("verify", SOURCE, INPUT, verification=FAILED, output=OUTPUT)
+
+
+def nodes(count: int, per_block: int = 6, width: int = 3) -> tuple[NodeFacts, ...]:
+    """A graph of ``count`` operators: blocks of ``width`` branches and a residual connection, ten to a stage."""
+    made = [NodeFacts("x", "input", "", (2, 3, 64, 64), (), ())]
+    while len(made) < count:
+        index = (len(made) - 1) // (per_block + 1)
+        module, start = f"backbone.stages.{index // 10}.{index % 10}", len(made) - 1
+        for branch in range(width):
+            weight = (64, 64, 3, 3) if branch == 0 else (64, 64, 1, 1)
+            made.append(
+                NodeFacts(
+                    f"conv2d_{len(made)}", "conv2d", f"{module}.branch_{branch}", (2, 64, 32, 32), weight,
+                    (start,), index,
+                )
+            )  # fmt: skip
+        made.append(NodeFacts(f"add_{len(made)}", "add", module, (2, 64, 32, 32), (), (start + 1, start + 2), index))
+        made.append(
+            NodeFacts(f"add_{len(made)}", "add", module, (2, 64, 32, 32), (), (len(made) - 1, start + 3), index)
+        )
+        made.append(NodeFacts(f"add_{len(made)}", "add", module, (2, 64, 32, 32), (), (len(made) - 1, start)))
+        made.append(NodeFacts(f"relu_{len(made)}", "relu", module, (2, 64, 32, 32), (), (len(made) - 1,)))
+    return tuple(made[:count])
+
+
+def picture() -> Picture:
+    corner = (0.25, 0.0, 0.0, 0.0, -0.5, 0.0, 0.0, 0.0, 0.125)
+    centre = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    total = tuple(a + b for a, b in zip(corner, centre, strict=True))
+    return Picture(
+        (3, 3),
+        ((4, 4),),
+        (KernelFacts("3×3", (3, 3), corner, (corner,)), KernelFacts("identity", (1, 1), centre, (centre,))),
+        KernelFacts("sum", (3, 3), total, (total,)),
+        (RangeFacts("a.weight", -0.5, 0.25, 0.1, 0.01, 0.008),),
+        RangeFacts("a.fused.weight", -0.2, 1.6, 0.05, 0.07, 0.02),
+    )
+
+
+def drawn(result: Result, count: int = 60) -> Result:
+    """``result`` with a graph of ``count`` operators before."""
+    before = nodes(count)
+    blocks = sorted({node.block for node in before if node.block is not None})
+    facts = tuple(block(f"backbone.stages.{i // 10}.{i % 10}", proven=True) for i in blocks)
+    after = [NodeFacts("x", "input", "", (2, 3, 64, 64), (), ())]
+    for index, one in enumerate(facts):
+        after.append(NodeFacts(f"conv2d_{index}", "conv2d", one.name, (), one.weight_shape, (len(after) - 1,), index))
+        after.append(NodeFacts(f"relu_{index}", "relu", one.name, (), (), (len(after) - 1,)))
+    drawing = Drawing(before, tuple(after), facts, (picture(),) * len(facts))
+    return replace(result, blocks=facts if result.command != "verify" else (), drawing=drawing)
