@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from repconv_cli import convert
+from repconv_cli import convert, gains
 from repconv_cli.convert import load
-from repconv_cli.options import Options
+from repconv_cli.options import Options, Timing
 from repconv_cli.results import Result
 
-__all__ = ["fuse", "inspect", "load", "verify"]
+__all__ = ["bench", "fuse", "inspect", "load", "verify"]
 
 
 def inspect(source: str | Path | nn.Module, **options: Any) -> Result:
@@ -37,6 +37,13 @@ def fuse(
 def verify(source: str | Path | nn.Module, out: str | Path, **options: Any) -> Result:
     """Judge the file at ``out`` against ``source``; ``result.verification`` is true unless they differ."""
     return convert.verify(source, out, _options(options))
+
+
+def bench(
+    source: str | Path | nn.Module, out: str | Path | None = None, *, timing: Timing | None = None, **options: Any
+) -> Result:
+    """Time ``source`` and the file at ``out`` (or ``source`` fused in memory) side by side; see ``result.bench``."""
+    return gains.bench(source, out, _options(options), timing)
 
 
 def _options(given: dict[str, Any]) -> Options:

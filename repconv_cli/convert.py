@@ -16,6 +16,7 @@ from repconv_cli.checkpoint import check_output, read, write_safetensors
 from repconv_cli.diagnosis import first_block_off, first_difference, looks_like
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
+from repconv_cli.graph.export import in_eval_mode
 from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.program import Program, ProgramModule
@@ -28,7 +29,7 @@ from repconv_cli.verdict import compare, proof_inputs, random_inputs
 Progress = Callable[[str, int, int], None]
 
 
-class _Clock:
+class Clock:
     """Seconds of each phase, and the progress line."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -37,6 +38,7 @@ class _Clock:
 
     @contextmanager
     def phase(self, name: str, total: int = 0) -> Iterator[None]:
+        """Show ``name``, and count the seconds until the block ends."""
         start = time.perf_counter()
         self.report(name, 0, total)
         yield
@@ -45,7 +47,7 @@ class _Clock:
 
 def inspect(source: str | Path | nn.Module, options: Options | None = None, progress: Progress | None = None) -> Result:
     """Return what can be fused in ``source``, what cannot and why. Nothing is computed but the plan."""
-    options, clock = options or Options(), _Clock(progress)
+    options, clock = options or Options(), Clock(progress)
     with clock.phase("Reading"):
         opened = open_source(source, options)
     with clock.phase("Tracing"):
@@ -78,7 +80,7 @@ def fuse(
     Nothing exists under ``out`` unless every certificate holds and the verdict on the outputs is no failure; with
     ``strict`` also only if nothing was refused or left unchecked.
     """
-    options, clock = options or Options(), _Clock(progress)
+    options, clock = options or Options(), Clock(progress)
     path = None if isinstance(source, nn.Module) else Path(source)
     check_output(out, force=force, source=path if path is not None and path.exists() else None)
     with clock.phase("Reading"):
@@ -86,12 +88,12 @@ def fuse(
     with clock.phase("Tracing"):
         program, is_guessed = trace_source(opened, options)
     with clock.phase("Fusing"):
-        fused = _fuse(program, options, clock.report)
+        fused = fuse_traced(program, options, clock.report)
     with clock.phase("Verifying"):
         final = fused.program
         graph = to_json(final)
         stored = from_json(graph, final.tensors)
-        verification = _compare(program, opened.module, stored, ProgramModule(stored), options)
+        verification = compare_outputs(program, opened.module, stored, ProgramModule(stored), options)
     facts = _fuse_result(opened, program, is_guessed, fused, final, verification, clock)
     if facts.exit_code(options.strict):
         return facts
@@ -109,7 +111,7 @@ def _fuse_result(
     fused: Fused,
     final: Program,
     verification: Verification,
-    clock: _Clock,
+    clock: Clock,
 ) -> Result:
     blocks = tuple(
         block_facts(block, certificate)
@@ -135,7 +137,8 @@ def _fuse_result(
     )
 
 
-def _fuse(program: Program, options: Options, progress: Progress | None) -> Fused:
+def fuse_traced(program: Program, options: Options, progress: Progress | None) -> Fused:
+    """Return ``program`` fused and proven, as the options ask."""
     return fuse_program(
         program,
         proof_inputs(program, options.seed),
@@ -146,17 +149,13 @@ def _fuse(program: Program, options: Options, progress: Progress | None) -> Fuse
     )
 
 
-def _compare(
+def compare_outputs(
     original: Program, module: nn.Module, fused: Program, fused_module: nn.Module, options: Options
 ) -> Verification:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        inputs = random_inputs(original, options.samples, options.seed)
+    """Return the verdict on random inputs; ``module`` is in eval mode for it, and given back as it was."""
+    inputs = random_inputs(original, options.samples, options.seed)
+    with in_eval_mode(module):
         return compare(original, module, fused, fused_module, inputs, options.limits)
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _metadata(opened: Opened, fused: Fused, facts: Result, graph: str) -> dict[str, str]:
@@ -210,7 +209,7 @@ def verify(
     progress: Progress | None = None,
 ) -> Result:
     """Judge the file that lies at ``out`` against ``source``: outputs, and each fused tensor against a new plan."""
-    options, clock = options or Options(), _Clock(progress)
+    options, clock = options or Options(), Clock(progress)
     with clock.phase("Reading"):
         opened = open_source(source, options)
         written = open_source(out, replace(options, arch=None, state_key=None))
@@ -222,9 +221,9 @@ def verify(
         stored = written.program
     with clock.phase("Tracing"):
         program, is_guessed = trace_source(opened, options)
-        _require_same_call(program, stored, str(out))
+        require_same_call(program, stored, str(out))
     with clock.phase("Comparing outputs"):
-        verification = _compare(program, opened.module, stored, ProgramModule(stored), options)
+        verification = compare_outputs(program, opened.module, stored, ProgramModule(stored), options)
     with clock.phase("Redoing the plan"):
         verification = _check_tensors(verification, program, stored, options)
     return Result(
@@ -238,7 +237,8 @@ def verify(
     )
 
 
-def _require_same_call(program: Program, stored: Program, out: str) -> None:
+def require_same_call(program: Program, stored: Program, out: str) -> None:
+    """Raise :class:`InputError` unless the file at ``out`` takes the inputs that ``program`` takes."""
     mine = [(len(i.shape), i.dtype) for i in program.inputs]
     theirs = [(len(i.shape), i.dtype) for i in stored.inputs]
     if mine != theirs:
@@ -252,7 +252,7 @@ def _require_same_call(program: Program, stored: Program, out: str) -> None:
 
 def _check_tensors(verification: Verification, program: Program, stored: Program, options: Options) -> Verification:
     """Compare every tensor in the file with what a new plan gives; name the first block that is off."""
-    fused = _fuse(program, replace(options, blocks=None), None)
+    fused = fuse_traced(program, replace(options, blocks=None), None)
     final = fused.program
     if set(final.tensors) != set(stored.tensors):
         reason = "the file's tensors are not those of a new plan, so they were judged by the outputs alone"

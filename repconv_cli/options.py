@@ -30,3 +30,13 @@ class Options:
     trust: tuple[str, ...] = ()
     blocks: str | None = None
     strict: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How ``bench`` times: in which runtimes (all that are installed), threads, samples in a batch, seconds in each."""
+
+    runtimes: tuple[str, ...] = ()
+    threads: int = 1
+    batch: int | None = None
+    seconds: float = 5.0

@@ -105,6 +105,38 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class RuntimeFacts:
+    """The gain in one runtime: median milliseconds of one call, and the original's time over the fused one's.
+
+    ``gain`` is ``gain``, ``loss``, or ``none`` where the interval of the speed-up holds 1. ``problem`` says why a
+    runtime has no times. Peaks are the bytes by which resident memory grows during one call.
+    """
+
+    runtime: str
+    version: str
+    original_ms: float | None = None
+    fused_ms: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    rounds: int = 0
+    gain: str | None = None
+    original_peak_bytes: int | None = None
+    fused_peak_bytes: int | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class BenchFacts:
+    """What the models were timed with, and the gain in each runtime."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    threads: int
+    processor: str
+    runtimes: tuple[RuntimeFacts, ...]
+
+
+@dataclass(frozen=True)
 class OutputFacts:
     """The file that was written (or, in a dry run, would have been)."""
 
@@ -116,7 +148,7 @@ class OutputFacts:
 
 @dataclass(frozen=True)
 class Result:
-    """What one command found. ``command`` is ``inspect``, ``fuse`` or ``verify``."""
+    """What one command found. ``command`` is ``inspect``, ``fuse``, ``verify`` or ``bench``."""
 
     command: str
     source: SourceFacts
@@ -126,6 +158,7 @@ class Result:
     totals: Totals | None = None
     verification: Verification | None = None
     output: OutputFacts | None = None
+    bench: BenchFacts | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -36,15 +36,16 @@ MAY_IMPORT = {
     "verify": {"graph", "onnx", "results", "errors"},
     "verdict": {"graph", "onnx", "options", "results", "errors"},
     "opening": {"checkpoint", "errors", "exported", "graph", "onnx", "options", "results"},
-    "bench": {"graph", "onnx", "results", "errors"},
+    "timing": {"graph", "onnx", "results", "errors"},
+    "gains": {"convert", "errors", "facts", "graph", "opening", "options", "results", "timing", "verdict"},
     "training": {"algebra", "errors"},
     "convert": {
-        "algebra", "bench", "checkpoint", "diagnosis", "errors", "exported", "facts", "graph", "onnx", "opening",
+        "algebra", "checkpoint", "diagnosis", "errors", "exported", "facts", "graph", "onnx", "opening",
         "options", "results", "verdict", "verify",
     },
-    "api": {"bench", "convert", "options", "results"},
+    "api": {"convert", "gains", "options", "results"},
     "report": {"errors", "results"},
-    "cli": {"allocation", "bench", "convert", "errors", "options", "report", "results"},
+    "cli": {"allocation", "convert", "gains", "errors", "options", "report", "results"},
     "__init__": {"api"},
     "__main__": {"cli"},
 }  # fmt: skip
@@ -162,7 +163,7 @@ def test_a_room_above_the_use_cases_names_torch_nowhere(room: str) -> None:
 
 
 def test_the_package_gives_exactly_these_names() -> None:
-    assert sorted(repconv_cli.__all__) == ["__version__", "fuse", "inspect", "load", "verify"]
+    assert sorted(repconv_cli.__all__) == ["__version__", "bench", "fuse", "inspect", "load", "verify"]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -15,7 +15,8 @@ from repconv_cli.cli.options import Showing
 from repconv_cli.cli.progress import Progress
 from repconv_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, RepconvError
 from repconv_cli.report.as_json import error_json, result_json
-from repconv_cli.report.terminal import Report, plain
+from repconv_cli.report.terminal import Report
+from repconv_cli.report.words import plain
 from repconv_cli.results import Result
 
 # A pipe has no width: names must not be cut there.

@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from repconv_cli.report.bench import bench_screen
 from repconv_cli.report.folding import Row, fold_rows
+from repconv_cli.report.words import plain, size_of
 from repconv_cli.results import Change, InputFacts, Result, Verification
 
 _SUMMARY = {
@@ -25,11 +27,6 @@ _SUMMARY = {
 _WIDEST_NAME = 36
 
 
-def plain(text: str) -> str:
-    """Return ``text`` without characters that a terminal would interpret."""
-    return "".join(c if c.isprintable() else "�" for c in text)
-
-
 class Report:
     """Renders a :class:`~repconv_cli.results.Result`; ``every`` lists each block on its own."""
 
@@ -41,6 +38,11 @@ class Report:
         """Yield the parts of the report, the verdict last."""
         del options
         yield from self._head()
+        if self.result.bench is not None:
+            yield from bench_screen(self.result.bench)
+            if self.result.verification is not None and not self.result.verification.passed:
+                yield _verdict(self.result, self.result.verification)
+            return
         if self.result.command != "verify":
             yield Text(self._sentence())
             if self.result.blocks:
@@ -53,7 +55,7 @@ class Report:
 
     def _head(self) -> Iterator[Text]:
         source = self.result.source
-        size = f" · {_size(source.size_bytes)}" if source.size_bytes is not None else ""
+        size = f" · {size_of(source.size_bytes)}" if source.size_bytes is not None else ""
         kind = {"module": "PyTorch module", "weights": "weights with --arch", "program": "torch.export program"}
         yield Text.assemble(
             (plain(source.name), "bold"),
@@ -119,7 +121,7 @@ class Report:
             table.add_row(label, _number(change.before), _number(change.after), _percent(change))
         if self.result.output is not None and self.result.source.size_bytes is not None:
             size = Change(self.result.source.size_bytes, self.result.output.size_bytes)
-            table.add_row("file", _size(size.before), _size(size.after), _percent(size))
+            table.add_row("file", size_of(size.before), size_of(size.after), _percent(size))
         return table
 
     def _proof(self) -> Iterator[Text]:
@@ -209,15 +211,6 @@ def _percent(change: Change) -> str:
     if change.before == change.after:
         return "0 %"
     return f"{100 * (change.after - change.before) / change.before:+.1f} %".replace("-", "−")
-
-
-def _size(size: int | None) -> str:
-    if size is None:
-        return "–"
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"
 
 
 def _input(facts: InputFacts) -> str:
