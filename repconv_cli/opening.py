@@ -16,6 +16,7 @@ from repconv_cli.exported import module_of
 from repconv_cli.graph.inputs import Example, guess_shape
 from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.graph.serial import from_json
+from repconv_cli.graph.sizes import check_sizes
 from repconv_cli.graph.trace import trace
 from repconv_cli.options import Options
 from repconv_cli.results import SourceFacts
@@ -110,6 +111,7 @@ def program_in(found: Source) -> Program:
         raise InputError(
             f"it holds {len(extra)} tensors that its graph does not read, such as {sorted(extra)[0][:60]!r}"
         )
+    check_sizes(program)
     return program
 
 
