@@ -21,7 +21,7 @@ from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
-from repconv_cli.opening import FORMAT_VERSION, Opened, open_source, program_in, trace_source
+from repconv_cli.opening import FORMAT_VERSION, Opened, open_source, own_example, program_in, trace_source
 from repconv_cli.options import Options
 from repconv_cli.results import OutputFacts, Result, Verification
 from repconv_cli.verdict import compare, proof_inputs, random_inputs
@@ -152,8 +152,11 @@ def fuse_traced(program: Program, options: Options, progress: Progress | None) -
 def compare_outputs(
     original: Program, module: nn.Module, fused: Program, fused_module: nn.Module, options: Options
 ) -> Verification:
-    """Return the verdict on random inputs; ``module`` is in eval mode for it, and given back as it was."""
+    """Return the verdict on the user's inputs, else on random ones; ``module`` is in eval mode for it."""
+    own = own_example(module, options)
     inputs = random_inputs(original, options.samples, options.seed)
+    if own is not None and own.values is not None:
+        inputs = iter([own.values])
     with in_eval_mode(module):
         return compare(original, module, fused, fused_module, inputs, options.limits)
 

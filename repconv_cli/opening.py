@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from repconv_cli.checkpoint import Source, read
 from repconv_cli.checkpoint.architectures import load_weights, make_architecture
+from repconv_cli.checkpoint.named_inputs import read_inputs
+from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.values import check_module
 from repconv_cli.errors import InputError, RepconvError, TraceError
 from repconv_cli.exported import module_of
@@ -135,14 +138,37 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
         example = Example(infos, held.arguments, held.keywords)
         may_vary = tuple(tuple(size is None for size in info.shape) for info in infos)
     else:
-        example = Example.positional(options.input or (guess_shape(opened.module, dtype),), dtype)
+        example = own_example(opened.module, options) or Example.positional(
+            options.input or (guess_shape(opened.module, dtype),), dtype
+        )
     args, kwargs = example.tensors()
     try:
         program = trace(opened.module, args, kwargs, may_vary=may_vary)
     except TraceError as error:
         shapes = ", ".join("×".join(map(str, info.example)) for info in example.infos)
         raise error.at(f"{opened.facts.name} with input {shapes}") from error
-    return program, held is None and not options.input
+    return program, held is None and not options.input and example.values is None
+
+
+def own_example(module: nn.Module, options: Options) -> Example | None:
+    """Return the call that the user gave: tensors, or a file of them, by the names that ``forward`` has for them."""
+    if options.example is not None:
+        return Example.of(*options.example)
+    if options.inputs is None:
+        return None
+    tensors = read_inputs(options.inputs)
+    names = inspect.signature(module.forward).parameters
+    if set(tensors) <= set(names):
+        return Example.of((), tensors)
+    known = ", ".join(names)
+    if all(name.startswith(("arr_", "input_")) for name in tensors):
+        return Example.of(tuple(tensors.values()), {})
+    odd = next(name for name in tensors if name not in names)
+    raise InputError(
+        f"it holds {quoted(odd)}, which is no input of the model",
+        where=quoted(options.inputs, limit=200),
+        needed=f"names among {known}, or arr_0, arr_1, … for inputs by their order",
+    )
 
 
 def _resized(infos: tuple[InputInfo, ...], shapes: tuple[tuple[int, ...], ...]) -> tuple[InputInfo, ...]:

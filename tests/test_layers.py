@@ -58,7 +58,7 @@ THIRD_PARTY = {
     "options": set(),
     "algebra": {"torch"},
     "graph": {"torch", "msgspec"},
-    "checkpoint": {"torch", "msgspec", "safetensors"},
+    "checkpoint": {"numpy", "torch", "msgspec", "safetensors"},
     "report": {"rich"},
     "cli": {"typer", "rich"},
     "training": {"torch"},

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import TraceError
 from repconv_cli.graph.export import export, in_eval_mode, quiet
 from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_write, memory_of
 from repconv_cli.graph.operators import draws_random
-from repconv_cli.graph.program import LEAF, InputInfo, Program, Structure
+from repconv_cli.graph.program import InputInfo, Program, Structure
 
 aten = torch.ops.aten
 
@@ -73,7 +72,7 @@ def _to_program(exported: ExportedProgram, notes: list[str]) -> Program:
     graph = copier.graph
     graph.eliminate_dead_code()
     _check_sizes(graph)
-    in_args, in_kwargs = pytree_structure(exported.call_spec.in_spec).children
+    in_args, in_kwargs = Structure.of(exported.call_spec.in_spec).children
     tensors = {key: stored[key].detach() for key in dict.fromkeys(keys.values()) if isinstance(stored.get(key), Tensor)}
     return Program(
         graph=graph,
@@ -82,7 +81,7 @@ def _to_program(exported: ExportedProgram, notes: list[str]) -> Program:
         inputs=tuple(inputs),
         arguments=in_args,
         keywords=in_kwargs,
-        outputs=pytree_structure(exported.call_spec.out_spec),
+        outputs=Structure.of(exported.call_spec.out_spec),
         notes=tuple(notes),
     )
 
@@ -255,18 +254,3 @@ def _same_value(target: Any, source: Any) -> bool:
         and left.dtype == right.dtype
         and str(left.shape) == str(right.shape)
     )
-
-
-def pytree_structure(spec: pytree.TreeSpec) -> Structure:
-    """Return torch's tree spec as a plain :class:`Structure`; other containers become dicts or tuples."""
-    if spec.is_leaf():
-        return LEAF
-    children = tuple(pytree_structure(spec.child(index)) for index in range(spec.num_children))
-    if spec.type is list:
-        return Structure("list", children)
-    if spec.type is tuple or issubclass(spec.type, tuple):
-        return Structure("tuple", children)
-    keys = spec.context if isinstance(spec.context, list) else next(iter(spec.context))
-    if isinstance(keys, (list, tuple)) and len(keys) == len(children):
-        return Structure("dict", children, tuple(str(key) for key in keys))
-    raise TraceError(f"the model takes or gives a {spec.type.__name__}", needed="tensors in tuples, lists and dicts")
