@@ -46,6 +46,67 @@ UNSUPPORTED_TENSORS = {
 }
 """Names that are harmless and stand for something that cannot be fused."""
 
+_ACTING_MODULES = frozenset(
+    [
+        "os",
+        "posix",
+        "nt",
+        "subprocess",
+        "sys",
+        "shutil",
+        "socket",
+        "importlib",
+        "runpy",
+        "ctypes",
+        "pty",
+        "pip",
+        "pickle",
+        "_pickle",
+        "marshal",
+        "code",
+        "codeop",
+        "webbrowser",
+        "multiprocessing",
+        "urllib",
+        "http",
+        "pdb",
+    ]
+)
+_PLAIN_BUILTINS = frozenset(
+    [
+        "object",
+        "dict",
+        "list",
+        "tuple",
+        "set",
+        "frozenset",
+        "int",
+        "float",
+        "str",
+        "bytes",
+        "bytearray",
+        "complex",
+        "bool",
+        "slice",
+        "range",
+        "type",
+        "getattr",
+    ]
+)
+
+
+def is_acting(path: str) -> bool:
+    """Whether a name stands for something that acts on the machine, which no record of a training run needs.
+
+    Nothing that a file names is ever run, whatever this says: it only tells an attack from a record.
+
+    >>> is_acting("posix.system"), is_acting("builtins.eval"), is_acting("argparse.Namespace")
+    (True, True, False)
+    """
+    module, _, name = path.rpartition(".")
+    return module.split(".")[0] in _ACTING_MODULES or (module == "builtins" and name not in _PLAIN_BUILTINS)
+
+
 # Python 2 and pickle protocols 0 to 2 call these modules by their old names.
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 

@@ -87,8 +87,8 @@ class Constructors:
         """Note the state that an object is given. What it holds is checked once the whole pickle is read."""
         if isinstance(target, InstanceRecord):
             if not isinstance(state, dict) or target.state is not None:
-                raise DamagedFileError(f"a {quoted(target.kind.path)} is given a state that is not one plain dict")
-            target.state = state
+                target.has_odd_state = True
+            target.state = state if isinstance(state, dict) else {}
         elif isinstance(target, OrderedDict):
             # The attribute of a state dict, `_metadata`: layer versions, not weights.
             if not isinstance(state, dict):
@@ -225,6 +225,8 @@ class Constructors:
     def _copied(self, arguments: tuple[object, ...]) -> object:
         # How protocols 0 and 1 make an object without calling its class.
         kind, base, state = arguments
+        if isinstance(kind, Foreign):
+            return kind
         if not isinstance(base, GlobalName) or base.path != "builtins.object" or state is not None:
             return self._refuse(_title(kind), "made with the file's arguments")
         return self.made(kind, ())

@@ -16,6 +16,7 @@ from torch import nn
 from repconv_cli.checkpoint.admitted import is_module_class
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.records import (
+    Foreign,
     GlobalName,
     InstanceRecord,
     ParameterRecord,
@@ -23,6 +24,8 @@ from repconv_cli.checkpoint.records import (
     TensorRecord,
     TorchValue,
 )
+from repconv_cli.checkpoint.states import is_module_like
+from repconv_cli.checkpoint.unread import Unread
 from repconv_cli.errors import DamagedFileError, InputError, UnsafeFileError
 
 DEEPEST = 200
@@ -35,7 +38,8 @@ FillStorage = Callable[[StorageRecord, memoryview], None]
 class Rebuilder:
     """Makes each record once, so that what is shared in the file is shared in the result.
 
-    ``fill`` supplies the bytes of a storage: every byte of a tensor comes from there.
+    ``fill`` supplies the bytes of a storage: every byte of a tensor comes from there. ``unread`` lists the classes
+    of objects that are not made, and for which :class:`Unread` stands.
     """
 
     def __init__(self, fill: FillStorage, trusted: Sequence[str] = ()) -> None:
@@ -45,6 +49,7 @@ class Rebuilder:
         self._made: dict[int, object] = {}
         self._open: set[int] = set()
         self._classes: dict[tuple[str, str], type[nn.Module]] = {}
+        self.unread: dict[str, None] = {}
 
     def rebuild(self, record: object, depth: int = 0) -> object:
         """Return the value that ``record`` describes.
@@ -74,18 +79,28 @@ class Rebuilder:
             return self._tensor(record).requires_grad_(record.requires_grad)
         if isinstance(record, ParameterRecord):
             return nn.Parameter(self._tensor(record.data), record.requires_grad)
-        if isinstance(record, InstanceRecord):
+        if isinstance(record, InstanceRecord) and is_module_like(record):
             return self._module(record, depth)
+        if isinstance(record, (InstanceRecord, Foreign, GlobalName)):
+            return self._stand_in(record)
         if isinstance(record, TorchValue):
             return _torch_value(record)
         if isinstance(record, dict):
             kind = OrderedDict if isinstance(record, OrderedDict) else dict
-            return kind((key, self.rebuild(value, depth)) for key, value in record.items())
+            return kind((self._key(key, depth), self.rebuild(value, depth)) for key, value in record.items())
         if isinstance(record, (list, tuple)):
             return type(record)([self.rebuild(item, depth) for item in record])
         if isinstance(record, set):
-            return set(record)
+            return {self._key(item, depth) for item in record}
         raise DamagedFileError(f"its pickle ends in a {quoted(type(record).__name__)}, which is no value of a model")
+
+    def _key(self, key: object, depth: int) -> object:
+        return tuple(self.rebuild(part, depth) for part in key) if isinstance(key, tuple) else self.rebuild(key, depth)
+
+    def _stand_in(self, record: InstanceRecord | Foreign | GlobalName) -> Unread:
+        path = record.kind.path if isinstance(record, InstanceRecord) else record.path
+        self.unread[path] = None
+        return Unread(path)
 
     def _tensor(self, record: TensorRecord) -> torch.Tensor:
         storage = self._storages.get(id(record.storage))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from repconv_cli.checkpoint.formats import FileFormat, open_regular, recognise
-from repconv_cli.checkpoint.quoting import quoted
+from repconv_cli.checkpoint.quoting import listed, quoted
+from repconv_cli.checkpoint.wrappers import without_prefixes
 from repconv_cli.errors import InputError, RepconvError
 
 if TYPE_CHECKING:
@@ -100,33 +101,36 @@ def _read_checkpoint(
 ) -> Source:
     from torch import nn
 
-    from repconv_cli.checkpoint.torch_file import read_legacy, read_zip
+    from repconv_cli.checkpoint.rebuild import Rebuilder
+    from repconv_cli.checkpoint.torch_file import open_legacy, open_zip
     from repconv_cli.checkpoint.values import check_module, check_values
-    from repconv_cli.checkpoint.wrappers import unwrap
 
-    saved = (read_zip if found is FileFormat.TORCH_ZIP else read_legacy)(handle, trust)
-    inside = unwrap(saved, state_key)
+    saved = (open_zip if found is FileFormat.TORCH_ZIP else open_legacy)(handle, trust)
+    inside = saved.unwrapped(state_key)
     digest, size = identity
-    content = inside.content
+    maker = Rebuilder(saved.fill, trust)
+    content = maker.rebuild(inside.content)
+    notes = inside.notes
     if isinstance(content, nn.Module):
         check_module(content)
         training = any(part.training for part in content.modules())
-        return Source(path, "module", found, digest, size, module=content, notes=inside.notes, was_training=training)
-    check_values(content, size)
-    return Source(path, "weights", found, digest, size, tensors=content, notes=inside.notes)
+        if maker.unread:
+            notes = (*notes, f"objects in the module that were not read: {listed(maker.unread)}")
+        return Source(path, "module", found, digest, size, module=content, notes=notes, was_training=training)
+    tensors = {name: tensor.detach() for name, tensor in cast("dict[str, torch.Tensor]", content).items()}
+    check_values(tensors, size)
+    return Source(path, "weights", found, digest, size, tensors=tensors, notes=notes)
 
 
 def _read_safetensors(path: Path, handle: BinaryIO, digest: str, size: int) -> Source:
     from repconv_cli.checkpoint.safetensors_file import read_header, read_tensors
     from repconv_cli.checkpoint.values import check_values
-    from repconv_cli.checkpoint.wrappers import unwrap
 
     header = read_header(handle)
     if not header.tensors:
         raise InputError("it holds no tensors")
-    inside = unwrap(read_tensors(handle, header))
-    tensors = inside.content
-    assert isinstance(tensors, Mapping)
+    notes: list[str] = []
+    tensors = without_prefixes(read_tensors(handle, header), notes)
     check_values(tensors, size)
     return Source(
         path,
@@ -134,9 +138,9 @@ def _read_safetensors(path: Path, handle: BinaryIO, digest: str, size: int) -> S
         FileFormat.SAFETENSORS,
         digest,
         size,
-        tensors=dict(tensors),
+        tensors=tensors,
         metadata=header.metadata,
-        notes=inside.notes,
+        notes=tuple(notes),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,8 +17,9 @@ from repconv_cli.checkpoint.formats import LEGACY_MAGIC
 from repconv_cli.checkpoint.pickles import MOST_PICKLE_BYTES, PickleReader
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.reading import fill_from
-from repconv_cli.checkpoint.records import StorageRecord
-from repconv_cli.checkpoint.states import check_state
+from repconv_cli.checkpoint.records import InstanceRecord, StorageRecord
+from repconv_cli.checkpoint.states import check_state, has_foreign_part, instances_in
+from repconv_cli.checkpoint.wrappers import Unwrapped, unwrap
 from repconv_cli.errors import DamagedFileError, InputError
 
 if TYPE_CHECKING:
@@ -27,11 +29,41 @@ _AGAIN = "Download or save it again."
 _LEGACY_PROTOCOL = 1001
 
 
-def read_zip(handle: BinaryIO, trusted: Sequence[str] = ()) -> object:
-    """Return the object saved in a torch zip checkpoint: plain values, CPU tensors and modules.
+@dataclass(frozen=True)
+class SavedRecords:
+    """What a checkpoint's pickle says, as records, and where the bytes of its storages come from."""
+
+    record: object
+    reader: PickleReader
+    fill: FillStorage
+
+    def unwrapped(self, state_key: str | None = None) -> Unwrapped:
+        """Return the module or the weights in it, checked to be made of admitted parts alone.
+
+        Raises:
+            UnsafeFileError: what is to be used asks for anything that is not admitted.
+            InputError: there are no weights, or no entry ``state_key``.
+        """
+        try:
+            inside = unwrap(self.record, state_key)
+        except InputError as error:
+            if not (state_key is not None and error.found.startswith("there is no entry")):
+                self.reader.refuse_foreign()
+            raise
+        if isinstance(inside.content, InstanceRecord):
+            parts = instances_in(inside.content)
+            if any(has_foreign_part(part) for part in parts):
+                self.reader.refuse_foreign()
+            for part in parts:
+                check_state(part)
+        return inside
+
+
+def open_zip(handle: BinaryIO, trusted: Sequence[str] = ()) -> SavedRecords:
+    """Return the records of a torch zip checkpoint.
 
     Raises:
-        UnsafeFileError: the pickle asks for anything that is not admitted.
+        UnsafeFileError: the pickle names something that would act on the machine.
         DamagedFileError: a member is missing, has another size than the pickle claims, or fails its checksum.
         InputError: it holds tensors that cannot be fused (quantized, sparse, big-endian).
     """
@@ -47,19 +79,19 @@ def read_zip(handle: BinaryIO, trusted: Sequence[str] = ()) -> object:
     def fill(storage: StorageRecord, target: memoryview) -> None:
         archive.read_into(f"{folder}data/{storage.key}", target)
 
-    return _build(reader, record, fill, trusted)
+    return SavedRecords(record, reader, fill)
 
 
-def read_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> object:
-    """Return the object saved in a torch checkpoint of the layout before torch 1.6.
+def open_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> SavedRecords:
+    """Return the records of a torch checkpoint of the layout before torch 1.6.
 
     Such a file is five pickles (magic, protocol, machine, object, storage keys) and then each storage:
     its element count as 8 bytes, and its elements.
 
     Raises:
-        UnsafeFileError: a pickle asks for anything that is not admitted.
+        UnsafeFileError: a pickle names something that would act on the machine.
         DamagedFileError: the file ends early, or a storage has another size than the pickle claims.
-        InputError: as :func:`read_zip`.
+        InputError: as :func:`open_zip`.
     """
     size = handle.seek(0, os.SEEK_END)
     handle.seek(0)
@@ -76,15 +108,7 @@ def read_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> object:
     def fill(storage: StorageRecord, target: memoryview) -> None:
         fill_from(handle, places[storage.key], target, f"storage {quoted(storage.key)}")
 
-    return _build(reader, record, fill, trusted)
-
-
-def _build(reader: PickleReader, record: object, fill: FillStorage, trusted: Sequence[str]) -> object:
-    for instance in reader.instances:
-        check_state(instance)
-    from repconv_cli.checkpoint.rebuild import Rebuilder
-
-    return Rebuilder(fill, trusted).rebuild(record)
+    return SavedRecords(record, reader, fill)
 
 
 def _folder(archive: Archive) -> str:
