@@ -118,8 +118,10 @@ class Rebuilder:
     def _module(self, record: InstanceRecord, depth: int) -> nn.Module:
         kind = self._class(record.kind)
         assert record.state is not None
-        for name in record.state:
-            _require_no_method(kind, str(name))
+        for name, value in record.state.items():
+            # A text says what kind of layer this is; nothing calls nn.Module.type, which it hides.
+            if name != "type" or not isinstance(value, str):
+                _require_no_method(kind, str(name))
         state = {name: self.rebuild(value, depth) for name, value in record.state.items()}
         made: nn.Module = kind.__new__(kind)
         try:

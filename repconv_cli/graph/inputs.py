@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError
+from repconv_cli.graph.kept import in_eval_mode
 from repconv_cli.graph.program import LEAF, InputInfo, Structure
 
 # Sizes that published models take, the usual one first; one channel is most often a digit or a spectrogram.
@@ -105,14 +106,9 @@ def _candidates(first: nn.Module | None) -> list[tuple[int, ...]]:
 
 
 def _takes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with in_eval_mode(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             module(torch.empty(shape, dtype=dtype))
     except Exception:  # noqa: BLE001 - a forward may reject a shape in any way
         return False
-    finally:
-        for part, training in modes:
-            part.training = training
     return True
