@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from repconv_cli.checkpoint import Source, read
+from repconv_cli.checkpoint import FileFormat, Source, read
 from repconv_cli.checkpoint.architectures import load_weights, make_architecture
 from repconv_cli.checkpoint.named_inputs import read_inputs
 from repconv_cli.checkpoint.quoting import quoted
@@ -86,16 +86,24 @@ def _open_file(found: Source, options: Options) -> Opened:
     return Opened(module, facts, program, is_fused)
 
 
+_GIVE_ARCH = "Give it with --arch file.py:callable (or timm:NAME, torchvision:NAME)."
 _TRAINING_NOTE = "the module was {} in training mode; it is used in eval mode"
 
 
 def _architecture(found: Source, options: Options) -> nn.Module:
     assert found.tensors is not None
     if options.arch is None:
+        if found.format is FileFormat.TORCHSCRIPT:
+            raise InputError(
+                f"this is a TorchScript archive: its graph is code and is never run, its {len(found.tensors)} tensors "
+                "are read",
+                needed="the architecture that they belong to",
+                hint=_GIVE_ARCH,
+            )
         raise InputError(
             f"it holds {len(found.tensors)} tensors and no graph ({', '.join(list(found.tensors)[:3])}, …)",
             needed="the architecture that they belong to",
-            hint="Give it with --arch file.py:callable (or timm:NAME, torchvision:NAME).",
+            hint=_GIVE_ARCH,
         )
     module = make_architecture(options.arch)
     load_weights(module, found.tensors)

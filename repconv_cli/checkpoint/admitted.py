@@ -123,6 +123,9 @@ def is_module_class(module: str, name: str, trusted: Sequence[str] = ()) -> bool
     """
     if not name.isidentifier() or name.startswith("__"):
         return False
+    # Classes of a TorchScript archive are names in it alone; nothing of ours or Python's is called so.
+    if module.split(".")[0] == "__torch__":
+        return "__torch__" in trusted
     if not all(part.isidentifier() and not part.startswith("__") for part in module.split(".")):
         return False
     return module.startswith(MODULE_PREFIXES) or any(

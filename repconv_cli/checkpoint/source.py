@@ -76,11 +76,6 @@ def read(path: str | Path, *, state_key: str | None = None, trust: Sequence[str]
 
 def _read_open(path: Path, handle: BinaryIO, state_key: str | None, trust: Sequence[str]) -> Source:
     found = recognise(handle)
-    if found is FileFormat.TORCHSCRIPT:
-        raise InputError(
-            "this is a TorchScript archive, whose graph is code and is never run",
-            hint="Save the model's state_dict() with torch.save, and give --arch file.py:callable.",
-        )
     digest, size = _digest(handle)
     if state_key is not None and found not in (FileFormat.TORCH_ZIP, FileFormat.TORCH_LEGACY):
         raise InputError(f"--state-key chooses an entry of a torch checkpoint, and this is {found.value}")
@@ -103,9 +98,13 @@ def _read_checkpoint(
 
     from repconv_cli.checkpoint.rebuild import Rebuilder
     from repconv_cli.checkpoint.torch_file import open_legacy, open_zip
+    from repconv_cli.checkpoint.torchscript import open_script
     from repconv_cli.checkpoint.values import check_module, check_values
 
-    saved = (open_zip if found is FileFormat.TORCH_ZIP else open_legacy)(handle, trust)
+    if found is FileFormat.TORCHSCRIPT:
+        saved = open_script(handle)
+    else:
+        saved = (open_zip if found is FileFormat.TORCH_ZIP else open_legacy)(handle, trust)
     inside = saved.unwrapped(state_key)
     digest, size = identity
     maker = Rebuilder(saved.fill, trust)

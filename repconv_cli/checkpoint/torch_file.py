@@ -68,13 +68,12 @@ def open_zip(handle: BinaryIO, trusted: Sequence[str] = ()) -> SavedRecords:
         InputError: it holds tensors that cannot be fused (quantized, sparse, big-endian).
     """
     archive = Archive(handle)
-    folder = _folder(archive)
+    folder = record_folder(archive)
     if f"{folder}byteorder" in archive and archive.read(f"{folder}byteorder", 16).strip() != b"little":
         raise InputError("its tensors are stored big-endian", hint="Save it again on a little-endian machine.")
     reader = PickleReader(trusted, _bytes_present(archive, handle))
     record = reader.read(_member(archive, f"{folder}data.pkl"))
-    for storage in reader.constructors.storages.values():
-        _check_storage(archive, folder, storage)
+    check_storages(archive, folder, reader)
 
     def fill(storage: StorageRecord, target: memoryview) -> None:
         archive.read_into(f"{folder}data/{storage.key}", target)
@@ -111,7 +110,12 @@ def open_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> SavedRecords:
     return SavedRecords(record, reader, fill)
 
 
-def _folder(archive: Archive) -> str:
+def record_folder(archive: Archive) -> str:
+    """Return the folder inside the archive that its one ``data.pkl`` lies in, with a slash, or nothing.
+
+    Raises:
+        DamagedFileError: there is none, or several.
+    """
     folders = [name[: -len("data.pkl")] for name in archive.names() if name.split("/")[-1] == "data.pkl"]
     folders = [folder for folder in folders if folder.count("/") == 1 or not folder]
     if len(folders) != 1:
@@ -128,12 +132,17 @@ def _bytes_present(archive: Archive, handle: BinaryIO) -> int:
     return max(handle.seek(0, os.SEEK_END), sum(archive.size(name) for name in archive.names()))
 
 
-def _check_storage(archive: Archive, folder: str, storage: StorageRecord) -> None:
-    name = f"{folder}data/{storage.key}"
-    if archive.size(name) != storage.nbytes:
-        raise DamagedFileError(
-            f"storage {quoted(storage.key)} claims {storage.nbytes} bytes and has {archive.size(name)}", hint=_AGAIN
-        )
+def check_storages(archive: Archive, folder: str, reader: PickleReader) -> None:
+    """Check that every storage that was referred to is there, in its claimed size.
+
+    Raises:
+        DamagedFileError: one is not.
+    """
+    for storage in reader.constructors.storages.values():
+        held = archive.size(f"{folder}data/{storage.key}")
+        if held != storage.nbytes:
+            found = f"storage {quoted(storage.key)} claims {storage.nbytes} bytes and has {held}"
+            raise DamagedFileError(found, hint=_AGAIN)
 
 
 def _legacy_places(handle: BinaryIO, size: int, keys: object, storages: dict[str, StorageRecord]) -> dict[str, int]:
