@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from repconv_cli.checkpoint.admitted import is_module_class
+from repconv_cli.checkpoint.importing import library_code
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.records import (
     Foreign,
@@ -31,19 +32,19 @@ from repconv_cli.errors import DamagedFileError, InputError, UnsafeFileError
 DEEPEST = 200
 """Levels of nesting; each level of modules takes three."""
 
-FillStorage = Callable[[StorageRecord, memoryview], None]
-"""Writes a storage's bytes into memory of exactly its size, or raises."""
+ReadStorage = Callable[[StorageRecord], torch.Tensor]
+"""Returns a storage's bytes as ``uint8``, exactly as many as it has, or raises."""
 
 
 class Rebuilder:
     """Makes each record once, so that what is shared in the file is shared in the result.
 
-    ``fill`` supplies the bytes of a storage: every byte of a tensor comes from there. ``unread`` lists the classes
+    ``read`` supplies the bytes of a storage: every byte of a tensor comes from there. ``unread`` lists the classes
     of objects that are not made, and for which :class:`Unread` stands.
     """
 
-    def __init__(self, fill: FillStorage, trusted: Sequence[str] = ()) -> None:
-        self._fill = fill
+    def __init__(self, read: ReadStorage, trusted: Sequence[str] = ()) -> None:
+        self._read = read
         self._trusted = tuple(trusted)
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._made: dict[int, object] = {}
@@ -105,15 +106,9 @@ class Rebuilder:
     def _tensor(self, record: TensorRecord) -> torch.Tensor:
         storage = self._storages.get(id(record.storage))
         if storage is None:
-            storage = self._storages[id(record.storage)] = self._read(record.storage)
+            storage = self._storages[id(record.storage)] = self._read(record.storage).untyped_storage()
         empty = torch.empty(0, dtype=getattr(torch, record.dtype))
         return empty.set_(storage, record.offset, record.size, record.stride)
-
-    def _read(self, record: StorageRecord) -> torch.UntypedStorage:
-        raw = torch.empty(record.nbytes, dtype=torch.uint8)
-        if record.nbytes:
-            self._fill(record, raw.numpy().data)
-        return raw.untyped_storage()
 
     def _module(self, record: InstanceRecord, depth: int) -> nn.Module:
         kind = self._class(record.kind)
@@ -167,7 +162,8 @@ def _python_module(name: str) -> ModuleType | None:
     if name.startswith("torch."):
         return sys.modules.get(name)
     try:
-        return importlib.import_module(name)
+        with library_code():
+            return importlib.import_module(name)
     except ImportError:
         return None
 

@@ -16,14 +16,16 @@ from repconv_cli.checkpoint.archive import Archive
 from repconv_cli.checkpoint.formats import LEGACY_MAGIC
 from repconv_cli.checkpoint.pickles import MOST_PICKLE_BYTES, PickleReader
 from repconv_cli.checkpoint.quoting import quoted
-from repconv_cli.checkpoint.reading import fill_from
+from repconv_cli.checkpoint.reading import FileBytes
 from repconv_cli.checkpoint.records import InstanceRecord, StorageRecord
 from repconv_cli.checkpoint.states import check_state, has_foreign_part, instances_in
 from repconv_cli.checkpoint.wrappers import Unwrapped, unwrap
 from repconv_cli.errors import DamagedFileError, InputError
 
 if TYPE_CHECKING:
-    from repconv_cli.checkpoint.rebuild import FillStorage
+    import torch
+
+    from repconv_cli.checkpoint.rebuild import ReadStorage
 
 _AGAIN = "Download or save it again."
 _LEGACY_PROTOCOL = 1001
@@ -35,7 +37,8 @@ class SavedRecords:
 
     record: object
     reader: PickleReader
-    fill: FillStorage
+    file: FileBytes
+    read: ReadStorage
 
     def unwrapped(self, state_key: str | None = None) -> Unwrapped:
         """Return the module or the weights in it, checked to be made of admitted parts alone.
@@ -74,11 +77,8 @@ def open_zip(handle: BinaryIO, trusted: Sequence[str] = ()) -> SavedRecords:
     reader = PickleReader(trusted, _bytes_present(archive, handle))
     record = reader.read(_member(archive, f"{folder}data.pkl"))
     check_storages(archive, folder, reader)
-
-    def fill(storage: StorageRecord, target: memoryview) -> None:
-        archive.read_into(f"{folder}data/{storage.key}", target)
-
-    return SavedRecords(record, reader, fill)
+    file = FileBytes(handle)
+    return SavedRecords(record, reader, file, storages_in(archive, folder, file))
 
 
 def open_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> SavedRecords:
@@ -103,11 +103,12 @@ def open_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> SavedRecords:
         raise InputError("its tensors are not stored little-endian", hint="Save it again with a current torch.")
     record = reader.read(handle)
     places = _legacy_places(handle, size, reader.read(handle), reader.constructors.storages)
+    file = FileBytes(handle)
 
-    def fill(storage: StorageRecord, target: memoryview) -> None:
-        fill_from(handle, places[storage.key], target, f"storage {quoted(storage.key)}")
+    def read(storage: StorageRecord) -> torch.Tensor:
+        return file.take(places[storage.key], storage.nbytes, f"storage {quoted(storage.key)}")
 
-    return SavedRecords(record, reader, fill)
+    return SavedRecords(record, reader, file, read)
 
 
 def record_folder(archive: Archive) -> str:
@@ -130,6 +131,23 @@ def _member(archive: Archive, name: str) -> BinaryIO:
 def _bytes_present(archive: Archive, handle: BinaryIO) -> int:
     # Of compressed members the archive has bounded the sum already.
     return max(handle.seek(0, os.SEEK_END), sum(archive.size(name) for name in archive.names()))
+
+
+def storages_in(archive: Archive, folder: str, file: FileBytes) -> ReadStorage:
+    """Return what reads a storage of the checkpoint in ``folder`` of ``archive``, its checksum checked."""
+
+    def read(storage: StorageRecord) -> torch.Tensor:
+        import torch
+
+        name = f"{folder}data/{storage.key}"
+        if file.is_mapped and (place := archive.checked_place(name)) is not None:
+            return file.take(place, storage.nbytes, f"member {quoted(name)}")
+        raw = torch.empty(storage.nbytes, dtype=torch.uint8)
+        if storage.nbytes:
+            archive.read_into(name, raw.numpy().data)
+        return raw
+
+    return read
 
 
 def check_storages(archive: Archive, folder: str, reader: PickleReader) -> None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from repconv_cli.checkpoint.archive import Archive
 from repconv_cli.checkpoint.pickles import MOST_PICKLE_BYTES, PickleReader
 from repconv_cli.checkpoint.quoting import quoted
-from repconv_cli.checkpoint.records import GlobalName, InstanceRecord, ParameterRecord, StorageRecord, TensorRecord
-from repconv_cli.checkpoint.torch_file import SavedRecords, check_storages, record_folder
+from repconv_cli.checkpoint.reading import FileBytes
+from repconv_cli.checkpoint.records import GlobalName, InstanceRecord, ParameterRecord, TensorRecord
+from repconv_cli.checkpoint.torch_file import SavedRecords, check_storages, record_folder, storages_in
 from repconv_cli.errors import DamagedFileError, InputError
 
 if TYPE_CHECKING:
@@ -57,11 +58,8 @@ def open_script(handle: BinaryIO) -> SavedRecords:
             "the TorchScript archive holds no parameters: a frozen module has them in its code",
             hint="Save the module before torch.jit.freeze, or its state_dict() with torch.save.",
         )
-
-    def fill(storage: StorageRecord, target: memoryview) -> None:
-        archive.read_into(f"{folder}data/{storage.key}", target)
-
-    return SavedRecords(tensors, reader, fill)
+    file = FileBytes(handle)
+    return SavedRecords(tensors, reader, file, storages_in(archive, folder, file))
 
 
 class _Names:

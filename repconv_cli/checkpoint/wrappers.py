@@ -5,7 +5,7 @@ Works on records, before any tensor is made: what is not taken is never read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -67,23 +67,31 @@ def unwrap(saved: object, state_key: str | None = None) -> Unwrapped:
         saved = saved[key]
     if isinstance(saved, InstanceRecord):
         return Unwrapped(saved, tuple(notes))
-    tensors = _weights(saved, notes)
-    return Unwrapped(without_prefixes(tensors, notes), tuple(notes))
+    return Unwrapped(_weights(saved, notes), tuple(notes))
 
 
-def without_prefixes(tensors: dict[str, T], notes: list[str]) -> dict[str, T]:
-    """Return ``tensors`` without any prefix that all keys have in common; a prefix is never cut out of the middle.
+def without_prefixes(tensors: dict[str, T]) -> tuple[dict[str, T], tuple[str, ...]]:
+    """Return ``tensors`` without any prefix that all keys have in common, and the prefixes in order.
 
-    Adds a sentence to ``notes`` for each.
+    A prefix is never cut out of the middle.
+
+    >>> without_prefixes({"module.model.a": 1, "module.model.b": 2})
+    ({'a': 1, 'b': 2}, ('module.', 'model.'))
     """
+    prefixes: list[str] = []
     while True:
         # The averaging counter of torch.optim.swa_utils lies beside the prefixed weights.
         keys = [key for key in tensors if key != "n_averaged"]
         prefix = next((p for p in PREFIXES if keys and all(k.startswith(p) and k != p for k in keys)), None)
         if prefix is None:
-            return tensors
+            return tensors, tuple(prefixes)
         tensors = {key[len(prefix) :]: tensors[key] for key in keys}
-        notes.append(f"took the prefix {prefix!r} off all {len(keys)} keys")
+        prefixes.append(prefix)
+
+
+def prefix_notes(prefixes: Iterable[str], count: int) -> tuple[str, ...]:
+    """Return the sentences that tell of prefixes taken off ``count`` keys."""
+    return tuple(f"took the prefix {prefix!r} off all {count} keys" for prefix in prefixes)
 
 
 def described(value: object) -> str:

@@ -112,7 +112,12 @@ def write_safetensors(
 def _is_file(path: str | Path, status: os.stat_result) -> bool:
     # The same file under another name: a link, or another way to write the path.
     try:
-        return os.path.samestat(os.stat(path), status)
+        named = os.stat(path)
+        if stat.S_ISDIR(named.st_mode):
+            # Which of its files are read is not known here: none of them may be the output.
+            with os.scandir(path) as entries:
+                return any(entry.inode() == status.st_ino and _is_file(entry.path, status) for entry in entries)
+        return os.path.samestat(named, status)
     except FileNotFoundError:
         return False
 

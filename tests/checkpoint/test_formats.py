@@ -47,7 +47,7 @@ OTHERS = [
     ("ONNX", ONNX_HEAD + bytes(64), "ONNX"),
     ("numpy", npy(), "numpy array"),
     ("tar", tar(), "tar archive"),
-    ("JSON", b'{"weight_map": {}}', "JSON"),
+    ("JSON", b'{"weights": {}}', "JSON"),
     ("pickle", pickle.dumps({"a": 1}), "bare pickle"),
     ("empty", b"", r"empty \(0 bytes\)"),
     ("text", b"hello world, hello world", "format is not known"),
