@@ -68,8 +68,8 @@ class FileBytes:
 
         if start + length > self._size:
             raise DamagedFileError(f"{what} ends after {max(self._size - start, 0)} of {length} bytes")
-        # A view of wider elements has to start at a multiple of their size.
-        if length and self._may_map and start % 16 == 0:
+        # A view of wider elements has to start where they may start.
+        if length and self._may_map and start % 8 == 0:
             return torch.frombuffer(self._mapped(), dtype=torch.uint8, count=length, offset=start)
         raw = torch.empty(length, dtype=torch.uint8)
         if length:
