@@ -100,7 +100,7 @@ def _architecture(found: Source, options: Options) -> tuple[Architecture, tuple[
     if options.arch is not None:
         made = make_architecture(options.arch)
     elif found.config is not None:
-        made = from_config(found.config)
+        made = from_config(found.config, found.tensors)
     else:
         raise _no_graph(found)
     fitted = load_weights(made.module, found.tensors, found.prefixes)

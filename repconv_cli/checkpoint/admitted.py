@@ -28,6 +28,13 @@ UNTYPED_STORAGE = ("torch.storage", "UntypedStorage")
 MODULE_PREFIXES = ("torch.nn.modules.", "repconv_cli.training.")
 """Where a module class may come from; it is only made empty and given its state, never called."""
 
+MODULE_WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+}
+"""Classes around a whole model, and where they keep it. They are looked through, and never made."""
+
 PLAIN_FUNCTIONS = frozenset(
     [("torch.nn.functional", name) for name in ("relu", "relu6", "gelu", "silu", "leaky_relu", "elu", "selu")]
     + [("torch.nn.functional", name) for name in ("hardswish", "hardsigmoid", "hardtanh", "mish", "softplus")]
@@ -121,6 +128,8 @@ def is_module_class(module: str, name: str, trusted: Sequence[str] = ()) -> bool
     >>> is_module_class("timm.layers.norm_act", "BatchNormAct2d", trusted=["timm"])
     True
     """
+    if f"{module}.{name}" in MODULE_WRAPPERS:
+        return True
     if not name.isidentifier() or name.startswith("__"):
         return False
     # Classes of a TorchScript archive are names in it alone; nothing of ours or Python's is called so.

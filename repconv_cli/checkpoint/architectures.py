@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from repconv_cli.checkpoint.bounded import no_larger_than
 from repconv_cli.checkpoint.hub_config import ModelConfig, read_config
 from repconv_cli.checkpoint.importing import import_library, library_code
 from repconv_cli.checkpoint.quoting import quoted
@@ -48,11 +50,12 @@ def make_architecture(arch: str) -> Architecture:
     library, _, name = arch.partition(":")
     try:
         if library == "transformers":
-            config = read_config(Path(name) / "config.json" if Path(name).is_dir() else Path(name))
-            return _checked(arch, from_config(config))
+            config = read_config(Path(name) / "config.json" if os.path.isdir(name) else Path(name))
+            return _checked(arch, _from_config(config))
         if library in ("timm", "torchvision", "ultralytics"):
             name, *options = name.split(",")
-            return _checked(arch, Architecture(_make(library, name, _options(options))))
+            made = _make(library, name, _options(options))
+            return _checked(arch, Architecture(made, _size_in_timm(made) if library == "timm" else None))
         place, _, name = arch.rpartition(":")
         if not place or not name:
             raise InputError(f"--arch {quoted(arch)}", needed=FORMS)
@@ -66,12 +69,18 @@ def make_architecture(arch: str) -> Architecture:
         ) from error
 
 
-def from_config(config: ModelConfig) -> Architecture:
-    """Return the model that a ``config.json`` describes, made by the installed library's own class.
+def from_config(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Architecture:
+    """Return the model that a ``config.json`` beside ``tensors`` describes, made by the installed library's own class.
 
     Raises:
         InputError: the library is not installed, does not know the model, or cannot make it.
+        DamagedFileError: the model would be far larger than its weights.
     """
+    with no_larger_than(tensors):
+        return _from_config(config)
+
+
+def _from_config(config: ModelConfig) -> Architecture:
     note = f"{quoted(config.name)} of the installed {config.library}, as config.json describes it"
     try:
         if config.library == "transformers":
@@ -102,6 +111,12 @@ def _make(library: str, name: str, given: Mapping[str, Any]) -> Any:
         if re.search(r"[:/\\]", name):
             raise InputError(f"--arch timm:{quoted(name)}", needed="the name of an architecture of timm")
         return package.create_model(name, pretrained=False, **options)
+
+
+def _size_in_timm(module: Any) -> tuple[int, ...] | None:
+    size = (getattr(module, "pretrained_cfg", None) or {}).get("input_size")
+    channels = getattr(module, "in_chans", None) or (size[0] if size else None)
+    return (int(channels), *size[1:]) if size and channels else None
 
 
 def _has_backbone(package: Any, name: str) -> bool:
@@ -138,7 +153,7 @@ def _options(texts: list[str]) -> dict[str, Any]:
 
 
 def _from_file(path: Path, name: str) -> Any:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"--arch: no such file: {quoted(str(path))}", needed=FORMS)
     spec = importlib.util.spec_from_file_location(f"_repconv_arch_{path.stem}", path)
     if spec is None or spec.loader is None:

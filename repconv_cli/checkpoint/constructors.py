@@ -196,15 +196,15 @@ class Constructors:
         # Protocol 0 and 1 of Python 2 give the items as one list of pairs.
         for pair in arguments[0] if len(arguments) == 1 and isinstance(arguments[0], list) else ():
             key, value = pair
-            if not isinstance(key, str):
-                raise DamagedFileError("a dict's key is not text")
+            if not isinstance(key, (str, int)):
+                raise DamagedFileError("a dict's key is neither text nor a number")
             result[key] = value
         return result
 
     def _set(self, arguments: tuple[object, ...]) -> object:
         items = arguments[0] if arguments else []
         if not isinstance(items, list) or not all(isinstance(item, (str, int)) for item in items):
-            raise InputError("its pickle holds a set of something else than text or numbers")
+            return Foreign("builtins.set")
         return set(items)
 
     def _size(self, arguments: tuple[object, ...]) -> object:

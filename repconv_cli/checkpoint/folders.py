@@ -83,7 +83,7 @@ def layout_of_index(index: Path, config: Path | None = None, notes: list[str] | 
         raise UnsafeFileError(
             f"it names the shard {quoted(outside[0])}", where=where, needed="a file in the same folder"
         )
-    missing = [shard for shard in shards if not (index.parent / shard).exists()]
+    missing = [shard for shard in shards if not os.path.exists(index.parent / shard)]
     if missing:
         raise InputError(f"{len(missing)} of {len(shards)} shards are missing: {listed(missing)}", where=where)
     told = [*(notes or []), f"{len(places)} tensors in {len(shards)} shards"]

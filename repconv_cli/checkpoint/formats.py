@@ -31,7 +31,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 _READABLE = "a torch checkpoint, a .pt2 program or a .safetensors file"
 _HEAD_BYTES = 512
-_MOST_INDEX_BYTES = 64 << 20
+_MOST_INDEX_BYTES = 16 << 20
 
 # (bytes at the very start, what that file is, what to do about it)
 _FOREIGN_HEADS: tuple[tuple[bytes, str, str], ...] = (

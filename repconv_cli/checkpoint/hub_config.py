@@ -12,9 +12,12 @@ from repconv_cli.checkpoint.formats import open_regular
 from repconv_cli.checkpoint.quoting import listed, quoted
 from repconv_cli.errors import DamagedFileError, InputError, RepconvError, UnsafeFileError
 
-MOST_JSON_BYTES = 64 << 20
+MOST_JSON_BYTES = 16 << 20
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_COUNTED = re.compile("num_|layer|depth|block|repeat|class|label|stage")
+_MOST_PARTS = 200_000
+_LARGEST = 1 << 40
 _WORD = re.compile(r"[A-Za-z0-9_.+ -]{0,200}")
 
 # What decides where code, weights or kernels come from; the weights beside the file and the installed library do here.
@@ -148,8 +151,22 @@ def _require_plain(values: dict[str, Any]) -> None:
             raise UnsafeFileError(
                 f"it sets {key}, which decides where weights come from", needed="an architecture alone"
             )
+        _require_count(key, value)
         if isinstance(value, str) and key.endswith(("_layer", "_pool")) and not _WORD.fullmatch(value):
             raise UnsafeFileError(f"its {key} is {quoted(value)}", needed="a plain name")
+
+
+def _require_count(key: str, value: object) -> None:
+    """Refuse a number of parts that no model has: libraries make lists of that length before any module."""
+    open_ends: list[tuple[str, object]] = [(key, value)]
+    while open_ends:
+        name, item = open_ends.pop()
+        if isinstance(item, dict):
+            open_ends += [(str(inner), part) for inner, part in item.items()]
+        elif isinstance(item, list):
+            open_ends += [(name, part) for part in item]
+        elif isinstance(item, int) and item > (_MOST_PARTS if _COUNTED.search(name) else _LARGEST):
+            raise DamagedFileError(f"its {quoted(name)} is {quoted(item)}", needed="the size of a model")
 
 
 def _input_size(value: object) -> tuple[int, ...] | None:

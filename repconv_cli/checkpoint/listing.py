@@ -56,14 +56,14 @@ def list_weights(path: str | Path, *, state_key: str | None = None, trust: Seque
 
 
 def _list_any(path: Path, state_key: str | None, trust: Sequence[str]) -> Listing | None:
-    if path.is_dir():
+    if os.path.isdir(path):
         return _list_layout(layout_of(path), state_key, trust)
     with open_regular(path) as handle:
         found = recognise(handle)
         if found is not FileFormat.INDEX:
             return _list_open(handle, found, state_key, trust)
     config = path.parent / CONFIG
-    return _list_layout(layout_of_index(path, config if config.exists() else None), state_key, trust)
+    return _list_layout(layout_of_index(path, config if os.path.exists(config) else None), state_key, trust)
 
 
 def _list_layout(layout: Layout, state_key: str | None, trust: Sequence[str]) -> Listing | None:

@@ -98,14 +98,14 @@ def read(path: str | Path, *, state_key: str | None = None, trust: Sequence[str]
 
 
 def _read_any(path: Path, state_key: str | None, trust: Sequence[str]) -> Source:
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_layout(path, layout_of(path), state_key, trust)
     with open_regular(path) as handle:
         found = recognise(handle)
         if found is not FileFormat.INDEX:
             return _read_open(path, handle, found, state_key, trust)
     config = path.parent / CONFIG
-    return _read_layout(path, layout_of_index(path, config if config.exists() else None), state_key, trust)
+    return _read_layout(path, layout_of_index(path, config if os.path.exists(config) else None), state_key, trust)
 
 
 def _read_layout(path: Path, layout: Layout, state_key: str | None, trust: Sequence[str]) -> Source:

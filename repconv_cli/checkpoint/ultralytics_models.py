@@ -6,6 +6,7 @@ modules alone, which is checked against the installed package; the package's own
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def make_ultralytics(name: str, options: dict[str, Any]) -> nn.Module:
     """
     tasks: Any = import_library("ultralytics.nn.tasks", "--arch ultralytics:…")
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):
         settings = _checked(path, tasks)
         settings["scale"] = tasks.guess_model_scale(path) or settings.get("scale", "")
         settings["yaml_file"] = path.name
@@ -99,11 +100,14 @@ def _require_module(name: object, tasks: Any) -> None:
         raise UnsafeFileError(f"it names {quoted(name)}", needed="a module of ultralytics or torch.nn")
 
 
-def _require_plain(value: object, depth: int = 0) -> None:
-    if depth > 20:
-        raise InputError("the YAML is nested too deeply")
-    if isinstance(value, (dict, list)):
-        for item in [*value, *(value.values() if isinstance(value, dict) else ())]:
-            _require_plain(item, depth + 1)
-    elif isinstance(value, str) and not _PLAIN_TEXT.fullmatch(value):
-        raise UnsafeFileError(f"the YAML holds the text {quoted(value)}", needed="plain names and numbers")
+def _require_plain(settings: dict[str, Any]) -> None:
+    # An alias may put one value in many places; each is looked at once.
+    seen: set[int] = set()
+    open_ends: list[object] = [settings]
+    while open_ends:
+        value = open_ends.pop()
+        if isinstance(value, (dict, list)) and id(value) not in seen:
+            seen.add(id(value))
+            open_ends += [*value, *(value.values() if isinstance(value, dict) else ())]
+        elif isinstance(value, str) and not _PLAIN_TEXT.fullmatch(value):
+            raise UnsafeFileError(f"the YAML holds the text {quoted(value)}", needed="plain names and numbers")

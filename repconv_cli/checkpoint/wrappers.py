@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from repconv_cli.checkpoint.admitted import MODULE_WRAPPERS
 from repconv_cli.checkpoint.quoting import listed, quoted
 from repconv_cli.checkpoint.records import (
     Foreign,
@@ -58,6 +59,9 @@ def unwrap(saved: object, state_key: str | None = None) -> Unwrapped:
         saved = _chosen(saved, state_key)
         notes.append(f"took the entry {quoted(state_key)}, as asked")
     for _ in range(_DEEPEST_WRAPPER):
+        if isinstance(saved, InstanceRecord) and saved.kind.path in MODULE_WRAPPERS:
+            saved = _wrapped(saved, notes)
+            continue
         if not isinstance(saved, Mapping) or _is_weights(saved):
             break
         key = _preferred(saved)
@@ -123,6 +127,15 @@ def _chosen(saved: object, state_key: str) -> object:
             raise InputError(f"there is no entry {quoted(state_key)}", needed=f"one of {entries}")
         found = found[part]
     return found
+
+
+def _wrapped(wrapper: InstanceRecord, notes: list[str]) -> object:
+    parts = (wrapper.state or {}).get("_modules")
+    name = MODULE_WRAPPERS[wrapper.kind.path]
+    if not isinstance(parts, dict) or name not in parts:
+        raise InputError(f"it holds a {wrapper.kind.name} without a model in it")
+    notes.append(f"looked inside the {wrapper.kind.name} around the module")
+    return parts[name]
 
 
 def _preferred(saved: Mapping[object, object]) -> str | None:

@@ -131,6 +131,28 @@ def test_a_transformers_config_that_does_not_fit_is_refused(  # type: ignore[no-
         repconv_cli.inspect(with_config(textnet_folder, tmp_path, change))
 
 
+GREEDY = [
+    ("wide", lambda c: c.update(hidden_sizes=[8, 12_000, 12_000, 12, 16]), "values in its parameters|allocate"),
+    ("wider", lambda c: c.update(hidden_sizes=[8, 1 << 40, 8, 12, 16]), "values in its parameters|cannot make"),
+    ("deep", lambda c: c["conv_layer_kernel_sizes"][0].extend([[3, 3]] * 30_000), "more than 1.* parts; needed"),
+    ("classes", lambda c: c.update(num_labels=1 << 31), "its num_labels is 2147483648; needed: the size of a model"),
+    ("layers", lambda c: c.update(vision_config={"depths": [1 << 30]}), "its depths is 1073741824"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), [g[1:] for g in GREEDY], ids=[g[0] for g in GREEDY])
+def test_a_config_of_a_model_that_outgrows_its_weights_is_stopped(textnet_folder, tmp_path, change, reason) -> None:  # type: ignore[no-untyped-def]
+    def changed(config: dict[str, Any]) -> None:
+        change(config)
+        for kernels in (config["conv_layer_kernel_sizes"][0],):
+            config["conv_layer_strides"][0] = [1] * len(kernels)
+
+    with pytest.raises(InputError, match=reason):
+        repconv_cli.inspect(with_config(textnet_folder, tmp_path, changed))
+    peak = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())["VmHWM"]
+    assert int(peak.split()[0]) < 16 << 20, "kilobytes: nothing of that size was ever written to"
+
+
 def test_where_kernels_and_weights_come_from_is_not_the_configs_to_say(textnet_folder: Path, tmp_path: Path) -> None:
     def change(config: dict[str, Any]) -> None:
         config |= {"_attn_implementation": "evil/kernel", "attn_implementation": "evil/kernel", "use_kernels": True}

@@ -76,6 +76,8 @@ RECORDS = {
     "fraction": complex(1, 2),
     "raw": bytearray(b"abc"),
     "frozen": frozenset([1, 2]),
+    "set": {Mode.TRAIN, (1, 2), 0.5},
+    "ordered": OrderedDict([(1, 2), ("a", Mode.TRAIN)]),
 }
 
 
@@ -262,6 +264,18 @@ def test_a_module_that_uses_such_an_object_says_so(tmp_path: Path) -> None:
     torch.save(layer, tmp_path / "w.pt")
     with pytest.raises((TraceError, InputError), match=r"the model uses a .*Mode, which is not read"):
         repconv_cli.inspect(tmp_path / "w.pt", input=(1, 3, 8, 8))
+
+
+WRAPPERS = [("DataParallel", nn.DataParallel), ("AveragedModel", torch.optim.swa_utils.AveragedModel)]
+
+
+@pytest.mark.parametrize(("name", "wrap"), WRAPPERS, ids=[w[0] for w in WRAPPERS])
+def test_a_wrapper_around_a_whole_module_is_looked_through(tmp_path: Path, conv_net, name: str, wrap) -> None:  # type: ignore[no-untyped-def]
+    torch.save({"model": wrap(conv_net)}, tmp_path / "w.pt")
+    source = read(tmp_path / "w.pt")
+    assert type(source.module) is nn.Sequential
+    same_tensors(source, conv_net.state_dict())
+    assert f"looked inside the {name} around the module" in source.notes
 
 
 @pytest.mark.parametrize("place", ["_modules", "_parameters", "_buffers"])
