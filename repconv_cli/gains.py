@@ -11,7 +11,7 @@ from torch import nn
 from repconv_cli.convert import Clock, Progress, compare_outputs, fuse_traced, require_same_call
 from repconv_cli.errors import InputError
 from repconv_cli.facts import input_facts, totals
-from repconv_cli.graph.export import in_eval_mode
+from repconv_cli.graph.kept import in_eval_mode
 from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.opening import Opened, open_source, trace_source
 from repconv_cli.options import Options, Timing

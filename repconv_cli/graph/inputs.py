@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError
+from repconv_cli.graph.kept import in_eval_mode
 from repconv_cli.graph.program import LEAF, InputInfo, Structure
 
 # Sizes that published models take, the usual one first; one channel is most often a digit or a spectrogram.
@@ -57,6 +58,12 @@ class Example:
         infos = tuple(InputInfo(f"input_{i}", (None,) * len(s), s, dtype) for i, s in enumerate(grown))
         return cls(infos, Structure("tuple", (LEAF,) * len(infos)))
 
+    @classmethod
+    def keyword(cls, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Example:
+        """Return one tensor given by the keyword ``name``, with a batch of at least 2."""
+        info = cls.positional((shape,), dtype).infos[0]
+        return cls((replace(info, name=name),), Structure("tuple"), Structure("dict", (LEAF,), (name,)))
+
     def tensors(self) -> tuple[Any, Any]:
         """Return (positional arguments, keyword arguments): the user's values, else noise."""
         generator = torch.Generator().manual_seed(0)
@@ -70,17 +77,17 @@ def _noise(info: InputInfo, generator: torch.Generator) -> Tensor:
     return torch.ones(info.example, dtype=info.dtype)
 
 
-def guess_shape(module: nn.Module, dtype: torch.dtype) -> tuple[int, ...]:
+def guess_shape(module: nn.Module, dtype: torch.dtype, keyword: str | None = None) -> tuple[int, ...]:
     """Return an input shape that ``module`` takes, from its first layer; raise :class:`InputError` if none fits.
 
-    Candidates are tried on fake tensors: shapes are computed, no numbers.
+    Candidates are tried on fake tensors, given by ``keyword`` if that is set: shapes are computed, no numbers.
     """
     first = next(
         (m for m in module.modules() if isinstance(m, (_ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm))), None
     )
     candidates = _candidates(first)
     for shape in candidates:
-        if _takes(module, shape, dtype):
+        if _takes(module, shape, dtype, keyword):
             return shape
     tried = f"tried {', '.join('×'.join(map(str, s)) for s in candidates[:4])} …" if candidates else "no layer tells it"
     raise InputError(f"the input shape cannot be guessed ({tried})", hint="Give it, such as --input 1,3,224,224.")
@@ -104,15 +111,11 @@ def _candidates(first: nn.Module | None) -> list[tuple[int, ...]]:
     return []
 
 
-def _takes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+def _takes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, keyword: str | None) -> bool:
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            module(torch.empty(shape, dtype=dtype))
+        with in_eval_mode(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            value = torch.empty(shape, dtype=dtype)
+            module(value) if keyword is None else module(**{keyword: value})
     except Exception:  # noqa: BLE001 - a forward may reject a shape in any way
         return False
-    finally:
-        for part, training in modes:
-            part.training = training
     return True
