@@ -21,7 +21,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils import _pytree as pytree  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from benchmarks.latency import measure_eager, measure_onnx  # noqa: E402
+from benchmarks import latency  # noqa: E402
 from benchmarks.record import Counts, Record  # noqa: E402
 from benchmarks.zoo import ZooModel, find  # noqa: E402
 from repconv_cli.allocation import return_large_blocks  # noqa: E402
@@ -60,9 +60,9 @@ def measure(model: ZooModel, *, with_latency: bool, write: Callable[[Record], No
     if with_latency and "repconv" in modules:
         args, kwargs = model.example(batch=1)
         with _step(record, write, "latency in torch"):
-            record.eager = measure_eager(modules, args, kwargs)
+            record.eager = latency.measure("eager", modules, args, kwargs)
         with _step(record, write, "latency in onnxruntime"):
-            record.onnx = measure_onnx(modules, args, kwargs)
+            record.onnx = latency.measure("onnxruntime", modules, args, kwargs)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of a ratio over the rounds of one interleaved run, with its quartiles."""
+    """The median of a ratio over the rounds of one interleaved run, with its 95 % interval."""
 
     low: float
     median: float

@@ -204,7 +204,7 @@ _TIME: dict[str, Cell] = {
 _LATENCY_TEXT = """\
 How many times as long as repconv's model the original takes, and the one that the library's own converter made: above
 1, repconv's is faster. One sample, one thread, interleaved rounds in one process; the median of the rounds' ratios,
-with quartiles. *ms*: repconv's own model, on the machine named above, for scale only.
+with 95 % intervals. *ms*: repconv's own model, on the machine named above, for scale only.
 """
 _LATENCY: dict[str, Cell] = {
     "model": _name,

@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "fuse", "inspect", "load", "verify"]
+__all__ = ["__version__", "bench", "fuse", "inspect", "load", "verify"]
 
 if TYPE_CHECKING:
-    from repconv_cli.api import fuse, inspect, load, verify
+    from repconv_cli.api import bench, fuse, inspect, load, verify
 
 
 def __getattr__(name: str) -> Any:

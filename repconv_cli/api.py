@@ -8,18 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from repconv_cli import convert
+from repconv_cli import convert, gains
 from repconv_cli.convert import load
-from repconv_cli.options import Options
+from repconv_cli.options import Options, Timing
 from repconv_cli.results import Result
 
-__all__ = ["fuse", "inspect", "load", "verify"]
+__all__ = ["bench", "fuse", "inspect", "load", "verify"]
 
 
 def inspect(source: str | Path | nn.Module, **options: Any) -> Result:
     """Return what can be fused in ``source`` (a path or a live module), what cannot and why.
 
-    Options are those of the command line, by their names: ``input=(1, 3, 224, 224)``, ``arch="file.py:make"`` ….
+    Options are those of the command line, by their names: ``input=(1, 3, 224, 224)``, ``arch="file.py:make"`` …;
+    or ``args=(x,)`` and ``kwargs={"mask": m}``, example inputs that the model is traced and compared with.
     """
     return convert.inspect(source, _options(options))
 
@@ -39,7 +40,16 @@ def verify(source: str | Path | nn.Module, out: str | Path, **options: Any) -> R
     return convert.verify(source, out, _options(options))
 
 
+def bench(
+    source: str | Path | nn.Module, out: str | Path | None = None, *, timing: Timing | None = None, **options: Any
+) -> Result:
+    """Time ``source`` and the file at ``out`` (or ``source`` fused in memory) side by side; see ``result.bench``."""
+    return gains.bench(source, out, _options(options), timing)
+
+
 def _options(given: dict[str, Any]) -> Options:
+    if "args" in given or "kwargs" in given:
+        given["example"] = (tuple(given.pop("args", ())), dict(given.pop("kwargs", {})))
     shape = given.pop("input", ())
     if shape and isinstance(shape[0], int):
         shape = (tuple(shape),)

@@ -13,15 +13,17 @@ from torch import nn
 
 from repconv_cli import __version__
 from repconv_cli.checkpoint import check_output, read, write_safetensors
+from repconv_cli.contents import inspect_contents
 from repconv_cli.diagnosis import first_block_off, first_difference, largest_error, looks_like
-from repconv_cli.drawing import draw
+from repconv_cli.drawing import with_drawing
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
 from repconv_cli.graph.fuse import Fused, fuse_program
-from repconv_cli.graph.plan import Plan, make_plan
+from repconv_cli.graph.kept import in_eval_mode
+from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
-from repconv_cli.opening import FORMAT_VERSION, Opened, open_source, program_in, trace_source
+from repconv_cli.opening import FORMAT_VERSION, Opened, open_source, own_example, program_in, trace_source
 from repconv_cli.options import Options
 from repconv_cli.results import OutputFacts, Result, Verification
 from repconv_cli.verdict import compare, proof_inputs, random_inputs
@@ -29,7 +31,7 @@ from repconv_cli.verdict import compare, proof_inputs, random_inputs
 Progress = Callable[[str, int, int], None]
 
 
-class _Clock:
+class Clock:
     """Seconds of each phase, and the progress line."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -38,6 +40,7 @@ class _Clock:
 
     @contextmanager
     def phase(self, name: str, total: int = 0) -> Iterator[None]:
+        """Show ``name``, and count the seconds until the block ends."""
         start = time.perf_counter()
         self.report(name, 0, total)
         yield
@@ -45,8 +48,14 @@ class _Clock:
 
 
 def inspect(source: str | Path | nn.Module, options: Options | None = None, progress: Progress | None = None) -> Result:
-    """Return what can be fused in ``source``, what cannot and why. Nothing is computed but the plan."""
-    options, clock = options or Options(), _Clock(progress)
+    """Return what can be fused in ``source``, what cannot and why. Nothing is computed but the plan.
+
+    Of weights without an architecture, return what they hold.
+    """
+    options, clock = options or Options(), Clock(progress)
+    contents = None if isinstance(source, nn.Module) else inspect_contents(source, options)
+    if contents is not None:
+        return contents
     with clock.phase("Reading"):
         opened = open_source(source, options)
     with clock.phase("Tracing"):
@@ -63,15 +72,7 @@ def inspect(source: str | Path | nn.Module, options: Options | None = None, prog
         notes=tuple(plan_notes(plan)),
         seconds=clock.seconds,
     )
-    return _drawn(result, plan, options, clock)
-
-
-def _drawn(result: Result, plan: Plan, options: Options, clock: _Clock) -> Result:
-    """Return ``result`` with what a page shows, if that was asked for."""
-    if not options.draw:
-        return result
-    with clock.phase("Drawing"):
-        return replace(result, drawing=draw(plan, clock.report))
+    return with_drawing(result, plan, clock.report) if options.draw else result
 
 
 def fuse(
@@ -88,7 +89,7 @@ def fuse(
     Nothing exists under ``out`` unless every certificate holds and the verdict on the outputs is no failure; with
     ``strict`` also only if nothing was refused or left unchecked.
     """
-    options, clock = options or Options(), _Clock(progress)
+    options, clock = options or Options(), Clock(progress)
     path = None if isinstance(source, nn.Module) else Path(source)
     check_output(out, force=force, source=path if path is not None and path.exists() else None)
     with clock.phase("Reading"):
@@ -96,14 +97,15 @@ def fuse(
     with clock.phase("Tracing"):
         program, is_guessed = trace_source(opened, options)
     with clock.phase("Fusing"):
-        fused = _fuse(program, options, clock.report)
+        fused = fuse_traced(program, options, clock.report)
     with clock.phase("Verifying"):
         final = fused.program
         graph = to_json(final)
         stored = from_json(graph, final.tensors)
-        verification = _compare(program, opened.module, stored, ProgramModule(stored), options)
+        verification = compare_outputs(program, opened.module, stored, ProgramModule(stored), options)
     facts = _fuse_result(opened, program, is_guessed, fused, final, verification, clock)
-    facts = _drawn(facts, fused.plan, options, clock)
+    if options.draw:
+        facts = with_drawing(facts, fused.plan, clock.report)
     if facts.exit_code(options.strict):
         return facts
     with clock.phase("Writing"):
@@ -120,7 +122,7 @@ def _fuse_result(
     fused: Fused,
     final: Program,
     verification: Verification,
-    clock: _Clock,
+    clock: Clock,
 ) -> Result:
     blocks = tuple(
         block_facts(block, certificate)
@@ -146,7 +148,8 @@ def _fuse_result(
     )
 
 
-def _fuse(program: Program, options: Options, progress: Progress | None) -> Fused:
+def fuse_traced(program: Program, options: Options, progress: Progress | None) -> Fused:
+    """Return ``program`` fused and proven, as the options ask."""
     return fuse_program(
         program,
         proof_inputs(program, options.seed),
@@ -157,17 +160,16 @@ def _fuse(program: Program, options: Options, progress: Progress | None) -> Fuse
     )
 
 
-def _compare(
+def compare_outputs(
     original: Program, module: nn.Module, fused: Program, fused_module: nn.Module, options: Options
 ) -> Verification:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        inputs = random_inputs(original, options.samples, options.seed)
+    """Return the verdict on the user's inputs, else on random ones; ``module`` is in eval mode for it."""
+    own = own_example(module, options)
+    inputs = random_inputs(original, options.samples, options.seed)
+    if own is not None and own.values is not None:
+        inputs = iter([own.values])
+    with in_eval_mode(module):
         return compare(original, module, fused, fused_module, inputs, options.limits)
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _metadata(opened: Opened, fused: Fused, facts: Result, graph: str) -> dict[str, str]:
@@ -221,7 +223,7 @@ def verify(
     progress: Progress | None = None,
 ) -> Result:
     """Judge the file that lies at ``out`` against ``source``: outputs, and each fused tensor against a new plan."""
-    options, clock = options or Options(), _Clock(progress)
+    options, clock = options or Options(), Clock(progress)
     with clock.phase("Reading"):
         opened = open_source(source, options)
         written = open_source(out, replace(options, arch=None, state_key=None))
@@ -233,11 +235,11 @@ def verify(
         stored = written.program
     with clock.phase("Tracing"):
         program, is_guessed = trace_source(opened, options)
-        _require_same_call(program, stored, str(out))
+        require_same_call(program, stored, str(out))
     with clock.phase("Comparing outputs"):
-        verification = _compare(program, opened.module, stored, ProgramModule(stored), options)
+        verification = compare_outputs(program, opened.module, stored, ProgramModule(stored), options)
     with clock.phase("Redoing the plan"):
-        fused = _fuse(program, replace(options, blocks=None), None)
+        fused = fuse_traced(program, replace(options, blocks=None), None)
         verification = _check_tensors(verification, program, fused, stored, options)
     result = Result(
         "verify",
@@ -248,10 +250,11 @@ def verify(
         notes=program.notes,
         seconds=clock.seconds,
     )
-    return _drawn(result, fused.plan, options, clock)
+    return with_drawing(result, fused.plan, clock.report) if options.draw else result
 
 
-def _require_same_call(program: Program, stored: Program, out: str) -> None:
+def require_same_call(program: Program, stored: Program, out: str) -> None:
+    """Raise :class:`InputError` unless the file at ``out`` takes the inputs that ``program`` takes."""
     mine = [(len(i.shape), i.dtype) for i in program.inputs]
     theirs = [(len(i.shape), i.dtype) for i in stored.inputs]
     if mine != theirs:
@@ -263,17 +266,25 @@ def _require_same_call(program: Program, stored: Program, out: str) -> None:
             raise InputError(f"its input is fixed to {fixed.shape}, the comparison uses {info.example}", where=out)
 
 
+def _unchecked(verification: Verification, reason: str) -> Verification:
+    """Return a verdict that rests on the outputs alone, and so is partial at best."""
+    verdict = "partial" if verification.passed else verification.verdict
+    reasons = (*verification.not_checked, f"{reason}, so it was judged by the outputs alone")
+    return replace(verification, verdict=verdict, not_checked=reasons)
+
+
 def _check_tensors(
     verification: Verification, program: Program, fused: Fused, stored: Program, options: Options
 ) -> Verification:
     """Compare every tensor in the file with what a new plan gives; name the first block that is off."""
     final = fused.program
     if set(final.tensors) != set(stored.tensors):
-        reason = "the file's tensors are not those of a new plan, so they were judged by the outputs alone"
-        return replace(verification, not_checked=(*verification.not_checked, reason))
+        return _unchecked(verification, "the file's tensors are not those of a new plan")
     difference = first_difference(fused, final, stored)
     if difference is None:
         found = replace(verification, tensors_checked=len(stored.tensors))
+        if to_json(final) != to_json(stored):
+            found = _unchecked(found, "the file's graph is not that of a new plan")
         if found.passed:
             return found
         block = first_block_off(fused, final, stored, next(random_inputs(program, 1, options.seed)))

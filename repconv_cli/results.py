@@ -86,6 +86,25 @@ class LargestError:
 
 
 @dataclass(frozen=True)
+class TensorFacts:
+    """One tensor, as the file's header describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What weights without a graph hold; no value has been read."""
+
+    format: str
+    tensors: tuple[TensorFacts, ...]
+    values_by_dtype: dict[str, int]
+    values: int
+
+
+@dataclass(frozen=True)
 class Verification:
     """The verdict on outputs, and the figures behind it.
 
@@ -114,6 +133,38 @@ class Verification:
 
     def __bool__(self) -> bool:
         return self.passed
+
+
+@dataclass(frozen=True)
+class RuntimeFacts:
+    """The gain in one runtime: median milliseconds of one call, and the original's time over the fused one's.
+
+    ``gain`` is ``gain``, ``loss``, or ``none`` where the interval of the speed-up holds 1. ``problem`` says why a
+    runtime has no times. Peaks are the bytes by which resident memory grows during one call.
+    """
+
+    runtime: str
+    version: str
+    original_ms: float | None = None
+    fused_ms: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    rounds: int = 0
+    gain: str | None = None
+    original_peak_bytes: int | None = None
+    fused_peak_bytes: int | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class BenchFacts:
+    """What the models were timed with, and the gain in each runtime."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    threads: int
+    processor: str
+    runtimes: tuple[RuntimeFacts, ...]
 
 
 @dataclass(frozen=True)
@@ -192,7 +243,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Result:
-    """What one command found. ``command`` is ``inspect``, ``fuse`` or ``verify``.
+    """What one command found. ``command`` is ``inspect``, ``fuse``, ``verify`` or ``bench``.
 
     ``drawing`` is there where a page was asked for, and is no part of the JSON.
     """
@@ -205,6 +256,8 @@ class Result:
     totals: Totals | None = None
     verification: Verification | None = None
     output: OutputFacts | None = None
+    bench: BenchFacts | None = None
+    contents: Contents | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     drawing: Drawing | None = None

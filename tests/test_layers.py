@@ -37,15 +37,17 @@ MAY_IMPORT = {
     "verify": {"graph", "onnx", "results", "errors"},
     "verdict": {"graph", "onnx", "options", "results", "errors"},
     "opening": {"checkpoint", "errors", "exported", "graph", "onnx", "options", "results"},
-    "bench": {"graph", "onnx", "results", "errors"},
+    "timing": {"graph", "onnx", "results", "errors"},
+    "gains": {"convert", "errors", "facts", "graph", "opening", "options", "results", "timing", "verdict"},
     "training": {"algebra", "errors"},
+    "contents": {"checkpoint", "options", "results"},
     "convert": {
-        "algebra", "bench", "checkpoint", "diagnosis", "drawing", "errors", "exported", "facts", "graph", "onnx",
+        "algebra", "checkpoint", "contents", "diagnosis", "drawing", "errors", "exported", "facts", "graph", "onnx",
         "opening", "options", "results", "verdict", "verify",
     },
-    "api": {"bench", "convert", "options", "results"},
+    "api": {"convert", "gains", "options", "results"},
     "report": {"errors", "results"},
-    "cli": {"allocation", "bench", "checkpoint", "convert", "errors", "options", "report", "results"},
+    "cli": {"allocation", "checkpoint", "contents", "convert", "gains", "errors", "options", "report", "results"},
     "__init__": {"api"},
     "__main__": {"cli"},
 }  # fmt: skip
@@ -58,7 +60,7 @@ THIRD_PARTY = {
     "options": set(),
     "algebra": {"torch"},
     "graph": {"torch", "msgspec"},
-    "checkpoint": {"torch", "msgspec", "safetensors"},
+    "checkpoint": {"numpy", "torch", "msgspec", "safetensors"},
     "report": {"rich", "jinja2", "markupsafe", "msgspec"},
     "cli": {"typer", "rich"},
     "training": {"torch"},
@@ -138,7 +140,7 @@ def _without_type_checking(tree: ast.Module) -> ast.Module:
 
 
 def test_each_light_room_imports_without_torch() -> None:
-    rooms = ["errors", "results", "report", "cli", "checkpoint"]
+    rooms = ["errors", "results", "report", "cli", "checkpoint", "contents"]
     light = [name for name in MODULES if room_of(name) in rooms and not _needs_torch(TREES[name])]
     assert {"repconv_cli.cli.main", "repconv_cli.report.terminal", "repconv_cli.checkpoint.formats"} <= set(light)
     code = f"import sys, importlib\nfor m in {light!r}: importlib.import_module(m)\nprint('torch' in sys.modules)"
@@ -163,7 +165,7 @@ def test_a_room_above_the_use_cases_names_torch_nowhere(room: str) -> None:
 
 
 def test_the_package_gives_exactly_these_names() -> None:
-    assert sorted(repconv_cli.__all__) == ["__version__", "fuse", "inspect", "load", "verify"]
+    assert sorted(repconv_cli.__all__) == ["__version__", "bench", "fuse", "inspect", "load", "verify"]
 
 
 @pytest.mark.parametrize("module", MODULES)

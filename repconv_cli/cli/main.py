@@ -9,6 +9,7 @@ import typer
 
 from repconv_cli import __version__
 from repconv_cli.allocation import return_large_blocks
+from repconv_cli.cli.bench import bench
 from repconv_cli.cli.fuse import fuse
 from repconv_cli.cli.inspect import inspect
 from repconv_cli.cli.verify import verify
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(inspect)
 app.command()(fuse)
 app.command()(verify)
+app.command()(bench)
 
 
 def _show_version(wanted: bool) -> None:

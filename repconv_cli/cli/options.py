@@ -15,7 +15,10 @@ from repconv_cli.errors import InputError
 from repconv_cli.options import MAX_RATIO, Limits, Options
 
 Source = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="A checkpoint: saved module, .pt2 program, or weights with --arch.")
+    Path,
+    typer.Argument(
+        metavar="SOURCE", help="A checkpoint: saved module, .pt2 program, hub folder, or weights with --arch."
+    ),
 ]
 
 
@@ -29,12 +32,18 @@ class Opening:
     arch: Annotated[
         str | None,
         typer.Option(
-            "--arch", help="What weights belong to: file.py:callable, timm:NAME or torchvision:NAME. Runs that code."
+            "--arch",
+            help="What weights belong to: file.py:callable, timm:NAME, torchvision:NAME, transformers:DIR or "
+            "ultralytics:YAML (options: timm:NAME,num_classes=10). Runs that code.",
         ),
     ] = None
     input: Annotated[
         list[str] | None,
         typer.Option("--input", help="Input shape such as 1,3,224,224; once for each input. Guessed where it can be."),
+    ] = None
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", help="Own data to trace and compare with: .npz or .safetensors, named as forward's."),
     ] = None
     state_key: Annotated[
         str | None, typer.Option("--state-key", help="Entry of the checkpoint to take the weights from.")
@@ -171,6 +180,7 @@ def make_options(
     return Options(
         arch=opening.arch,
         input=tuple(parse_shape(text) for text in opening.input or ()),
+        inputs=opening.inputs,
         samples=judging.samples,
         seed=judging.seed,
         limits=Limits(judging.max_ratio, judging.rtol, judging.atol),

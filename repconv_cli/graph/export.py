@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import TraceError
 from repconv_cli.graph.functional import is_renamable
+from repconv_cli.graph.kept import in_eval_mode
 
 # Guards that only say a size is not 1 (which broadcasts), bound it from below, or say that inputs come in batches of
 # one size, do not tie a size to the example.
@@ -27,18 +28,6 @@ _BATCH = r"L(\[[^]]+\])+\.size\(\)\[0\]"
 _HARMLESS_GUARD = re.compile(rf".*(!= [01]|>= [012]|> [01])$|{_BATCH} == {_BATCH}$")
 _FIXED_BATCH = re.compile(rf"{_BATCH} == \d+$")
 _MOST_SECONDS = 60
-
-
-@contextmanager
-def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put every part of ``module`` in eval mode, and back as it was."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @contextmanager
@@ -74,7 +63,7 @@ def export(
             continue
         try:
             shapes = _dynamic_shapes(module, args, kwargs, free, may_vary)
-            with _deadline(_MOST_SECONDS if free else None):
+            with in_eval_mode(module), _deadline(_MOST_SECONDS if free else None):
                 exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
             tied = _tied(exported) if free else []
             if not tied:

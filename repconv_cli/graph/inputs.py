@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.conv import _ConvNd
+from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError
+from repconv_cli.graph.kept import in_eval_mode
 from repconv_cli.graph.program import LEAF, InputInfo, Structure
 
 # Sizes that published models take, the usual one first; one channel is most often a digit or a spectrogram.
@@ -24,11 +26,30 @@ NO_KEYWORDS = Structure("dict")
 
 @dataclass(frozen=True)
 class Example:
-    """What a module is traced with: its tensors in order, and how they nest."""
+    """What a module is traced with: its tensors in order, and how they nest; ``values`` if the user gave them."""
 
     infos: tuple[InputInfo, ...]
     arguments: Structure
     keywords: Structure = NO_KEYWORDS
+    values: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
+        """Return the call ``module(*args, **kwargs)`` as an example: tensors, nested in tuples, lists and dicts.
+
+        A batch of 1, which a trace would fix, is given twice.
+        """
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise InputError(f"an example input is a {type(leaf).__name__}", needed="tensors")
+        if all(leaf.ndim and leaf.shape[0] == 1 for leaf in leaves):
+            leaves = [torch.cat([leaf, leaf]) for leaf in leaves]
+        infos = tuple(
+            InputInfo(f"input_{i}", (None,) * leaf.ndim, tuple(leaf.shape), leaf.dtype) for i, leaf in enumerate(leaves)
+        )
+        arguments, keywords = Structure.of(spec).children
+        return cls(infos, arguments, keywords, tuple(leaf.detach() for leaf in leaves))
 
     @classmethod
     def positional(cls, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> Example:
@@ -37,10 +58,16 @@ class Example:
         infos = tuple(InputInfo(f"input_{i}", (None,) * len(s), s, dtype) for i, s in enumerate(grown))
         return cls(infos, Structure("tuple", (LEAF,) * len(infos)))
 
+    @classmethod
+    def keyword(cls, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Example:
+        """Return one tensor given by the keyword ``name``, with a batch of at least 2."""
+        info = cls.positional((shape,), dtype).infos[0]
+        return cls((replace(info, name=name),), Structure("tuple"), Structure("dict", (LEAF,), (name,)))
+
     def tensors(self) -> tuple[Any, Any]:
-        """Return (positional arguments, keyword arguments) of noise."""
+        """Return (positional arguments, keyword arguments): the user's values, else noise."""
         generator = torch.Generator().manual_seed(0)
-        leaves = iter([_noise(info, generator) for info in self.infos])
+        leaves = iter(self.values or [_noise(info, generator) for info in self.infos])
         return self.arguments.unflatten(leaves), self.keywords.unflatten(leaves)
 
 
@@ -50,17 +77,17 @@ def _noise(info: InputInfo, generator: torch.Generator) -> Tensor:
     return torch.ones(info.example, dtype=info.dtype)
 
 
-def guess_shape(module: nn.Module, dtype: torch.dtype) -> tuple[int, ...]:
+def guess_shape(module: nn.Module, dtype: torch.dtype, keyword: str | None = None) -> tuple[int, ...]:
     """Return an input shape that ``module`` takes, from its first layer; raise :class:`InputError` if none fits.
 
-    Candidates are tried on fake tensors: shapes are computed, no numbers.
+    Candidates are tried on fake tensors, given by ``keyword`` if that is set: shapes are computed, no numbers.
     """
     first = next(
         (m for m in module.modules() if isinstance(m, (_ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm))), None
     )
     candidates = _candidates(first)
     for shape in candidates:
-        if _takes(module, shape, dtype):
+        if _takes(module, shape, dtype, keyword):
             return shape
     tried = f"tried {', '.join('×'.join(map(str, s)) for s in candidates[:4])} …" if candidates else "no layer tells it"
     raise InputError(f"the input shape cannot be guessed ({tried})", hint="Give it, such as --input 1,3,224,224.")
@@ -84,15 +111,11 @@ def _candidates(first: nn.Module | None) -> list[tuple[int, ...]]:
     return []
 
 
-def _takes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+def _takes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, keyword: str | None) -> bool:
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            module(torch.empty(shape, dtype=dtype))
+        with in_eval_mode(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            value = torch.empty(shape, dtype=dtype)
+            module(value) if keyword is None else module(**{keyword: value})
     except Exception:  # noqa: BLE001 - a forward may reject a shape in any way
         return False
-    finally:
-        for part, training in modes:
-            part.training = training
     return True

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from repconv_cli.errors import InputError
-from repconv_cli.graph.operators import find_operator, operator_name
+from repconv_cli.graph.operators import draws_random, find_operator, operator_name, writes_statistics
 from repconv_cli.graph.program import InputInfo, Program, Structure
 
 GRAPH_VERSION = 1
@@ -214,6 +214,10 @@ def check_call(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     names = [argument.name for argument in target._schema.arguments]
     if len(args) > len(names) or not set(kwargs) <= set(names):
         raise InputError(f"its graph calls {target} with arguments that it does not take")
+    if draws_random(target, args, kwargs):
+        raise InputError(f"its graph draws random numbers with {target}")
+    if writes_statistics(target, args, kwargs):
+        raise InputError(f"its graph calls {target} in training mode, which would change the statistics in the file")
 
 
 def _decode(value: Any, built: list[fx.Node], depth: int = 0) -> Any:
@@ -228,7 +232,8 @@ def _decode(value: Any, built: list[fx.Node], depth: int = 0) -> Any:
     ((kind, content),) = value.items()
     if kind == "node":
         if not isinstance(content, int) or isinstance(content, bool) or not 0 <= content < len(built):
-            raise InputError(f"its graph refers to node {str(content)[:40]}, which does not come before")
+            shown = repr(str(content)[:40]).strip("'")
+            raise InputError(f"its graph refers to node {shown}, which does not come before")
         return built[content]
     if kind == "float" and content in ("inf", "-inf", "nan"):
         return float(content)

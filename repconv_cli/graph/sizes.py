@@ -8,13 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
+from repconv_cli.errors import InputError
 from repconv_cli.graph.program import Program
+
+# These give a view or one number of what they are given, at no cost.
+_PICKS = {torch.ops.aten.select.int, torch.ops.aten.item.default}
 
 # By how much free sizes are grown: a little, and beyond the usual stride of a whole network.
 GROWTHS = (1, 2, 3, 33, 66)
+# A tensor larger than this is no model's.
+MOST_BYTES = 1 << 34
 
 
 @dataclass(frozen=True)
@@ -48,22 +55,64 @@ def other_sizes(program: Program) -> Iterator[Sizes]:
 
 def _propagate(program: Program, inputs: list[tuple[int, ...]]) -> Sizes | None:
     """Return all sizes for inputs of these shapes, None where an operator does not take them."""
+    values: dict[fx.Node, Any] = {}
+    try:
+        for node, value in fake_values(program, inputs):
+            values[node] = value
+    except Exception:  # noqa: BLE001 - an operator may reject a size in any way
+        return None
+    shapes = {node: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
+    return Sizes(shapes, {node: value for node, value in values.items() if isinstance(value, int)})
+
+
+def check_sizes(program: Program) -> None:
+    """Run a graph from a file at its example sizes, without values and without memory for them.
+
+    Raises :class:`InputError` where an operator does not take what it is given, or gives a tensor that no model has.
+    """
+    last: fx.Node | None = None
+    try:
+        for node, value in fake_values(program, [info.example for info in program.inputs]):
+            last = node
+            for tensor in pytree.tree_leaves(value):
+                if isinstance(tensor, Tensor) and tensor.numel() * tensor.element_size() > MOST_BYTES:
+                    raise InputError(f"its graph makes a tensor of {tuple(tensor.shape)} at {node.name}")
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        detail = "".join(c for c in lines[0] if c.isprintable())[:160] if lines else type(error).__name__
+        place = "its first node" if last is None else f"the node after {last.name}"
+        raise InputError(f"its graph does not fit together at {place}: {detail}") from error
+
+
+def fake_values(program: Program, inputs: list[tuple[int, ...]]) -> Iterator[tuple[fx.Node, Any]]:
+    """Yield every node with its value as a fake tensor (or a size), for inputs of these shapes.
+
+    A number that is picked from a stored tensor, such as a detector's stride, is that number.
+    """
     given = iter(zip(inputs, program.inputs, strict=True))
     values: dict[fx.Node, Any] = {}
+    known: dict[fx.Node, Tensor] = {}
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 shape, info = next(given)
                 values[node] = torch.empty(shape, dtype=info.dtype)
             elif node.op == "get_attr":
-                values[node] = mode.from_tensor(program.tensors[str(node.target)])
+                known[node] = program.tensors[str(node.target)]
+                values[node] = mode.from_tensor(known[node])
+            elif node.target in _PICKS and node.args[0] in known:
+                with unset_fake_temporarily():
+                    value = _call(node, lambda n: known[n])
+                if isinstance(value, Tensor):
+                    known[node] = value
+                values[node] = mode.from_tensor(value) if isinstance(value, Tensor) else value
             elif node.op == "call_function":
-                try:
-                    values[node] = _call(node, lambda n: values[n])
-                except Exception:  # noqa: BLE001 - an operator may reject a size in any way
-                    return None
-    shapes = {node: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
-    return Sizes(shapes, {node: value for node, value in values.items() if isinstance(value, int)})
+                values[node] = _call(node, lambda n: values[n])
+            else:
+                return
+            yield node, values[node]
 
 
 def _call(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:

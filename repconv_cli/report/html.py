@@ -14,6 +14,7 @@ from markupsafe import Markup
 from repconv_cli import __version__
 from repconv_cli.report.page_data import data_of
 from repconv_cli.report.page_facts import page_facts
+from repconv_cli.report.words import plain
 from repconv_cli.results import Result
 
 _ASSETS = Path(__file__).with_name("assets")
@@ -27,7 +28,7 @@ def html_page(result: Result, options: tuple[str, ...] = ()) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(_ASSETS), trim_blocks=True
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "plain": plain}
     return environment.get_template("page.html.j2").render(
         page=page_facts(result, options, __version__),
         style=Markup(style),

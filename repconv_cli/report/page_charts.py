@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from repconv_cli.report.bench import name_of, peaks
 from repconv_cli.report.tables import SUMMARY
-from repconv_cli.report.words import number, percent, size
+from repconv_cli.report.words import number, percent, plain, size_of
 from repconv_cli.results import BlockFacts, Change, Result
 
 _BAR = 260
@@ -22,12 +23,32 @@ def gains(result: Result) -> list[dict[str, Any]]:
         rows = [(label, change, number(change.before), number(change.after)) for label, change in counts]
     if result.output is not None and result.source.size_bytes is not None:
         file = Change(result.source.size_bytes, result.output.size_bytes)
-        rows.append(("file", file, size(file.before), size(file.after)))
+        rows.append(("file", file, size_of(file.before), size_of(file.after)))
     return [
         {"name": name, "before": before, "after": after, "change": percent(change), "width": _width(change)}
         for name, change, before, after in rows
         if change.before is not None and change.after is not None
     ]
+
+
+def speeds(result: Result) -> list[dict[str, Any]]:
+    """Return each runtime's times, and the length of the second bar."""
+    if result.bench is None:
+        return []
+    rows = []
+    for runtime in result.bench.runtimes:
+        row: dict[str, Any] = {"name": plain(name_of(runtime)), "problem": plain(runtime.problem or "")}
+        if runtime.original_ms is not None and runtime.fused_ms is not None and runtime.speedup is not None:
+            row |= {
+                "before": f"{runtime.original_ms:.2f} ms",
+                "after": f"{runtime.fused_ms:.2f} ms",
+                "speedup": f"{runtime.speedup:.2f}×",
+                "sure": f"{runtime.speedup_low:.2f}–{runtime.speedup_high:.2f}",
+                "memory": peaks(runtime),
+                "width": round(min(_BAR / runtime.speedup, _BAR * 2), 1),
+            }
+        rows.append(row)
+    return rows
 
 
 def _width(change: Change) -> float:

@@ -7,10 +7,12 @@ from typing import Any
 
 from repconv_cli.report import sentences
 from repconv_cli.report.advice import advice_on
-from repconv_cli.report.page_charts import gains, histogram
+from repconv_cli.report.bench import sentence
+from repconv_cli.report.contents import folded
+from repconv_cli.report.page_charts import gains, histogram, speeds
 from repconv_cli.report.page_data import INT8_LIMIT, blocks_of, is_wide
 from repconv_cli.report.tables import check_rows
-from repconv_cli.report.words import arrow, command, counted, inputs, plain, shape, size
+from repconv_cli.report.words import arrow, command, counted, inputs, plain, shape, size_of
 from repconv_cli.results import BlockFacts, Picture, Result
 
 
@@ -25,8 +27,10 @@ def page_facts(result: Result, options: tuple[str, ...], version: str) -> dict[s
     return {
         "version": version,
         "title": f"repconv {result.command}: {plain(result.source.name)}",
-        "what": sentences.what_it_is(result.source),
-        "headline": "" if result.command == "verify" else sentences.headline(result),
+        "what": sentences.what_it_is(result),
+        "headline": _headline(result),
+        "speeds": speeds(result),
+        "contents": [] if result.contents is None else folded(result.contents.tensors, every=False),
         "sections": _sections(result, has_ranges=bool(ranges), has_proof=bool(proof or checks)),
         "gains": gains(result),
         "input": inputs(result.input),
@@ -45,20 +49,35 @@ def page_facts(result: Result, options: tuple[str, ...], version: str) -> dict[s
             {"name": names, "reason": reason, "advice": advice_on(reason) or ""}
             for names, reason in sentences.left(result, most=8)
         ],
-        "has_plan": result.command != "verify",
+        "has_plan": has_plan(result),
+        "has_refusals": result.command in ("inspect", "fuse") and has_plan(result),
         **_ending(result, options),
     }
+
+
+def has_plan(result: Result) -> bool:
+    """Whether blocks were looked for."""
+    return result.contents is None and (result.command in ("inspect", "fuse") or result.drawing is not None)
+
+
+def _headline(result: Result) -> str:
+    if result.bench is not None:
+        return sentence(result.bench).plain
+    is_plan = result.command in ("inspect", "fuse") and result.contents is None
+    return sentences.headline(result) if is_plan else ""
 
 
 def _sections(result: Result, *, has_ranges: bool, has_proof: bool) -> list[tuple[str, str]]:
     """Return (anchor, name) of each section that the page has."""
     found = [
         ("summary", "What changes", True),
+        ("speed", "Speed", result.bench is not None),
+        ("contents", "Tensors", result.contents is not None),
         ("graph", "Graph", result.drawing is not None),
-        ("blocks", f"Blocks ({len(blocks_of(result))})", True),
+        ("blocks", f"Blocks ({len(blocks_of(result))})", has_plan(result)),
         ("ranges", "Ranges and int8", has_ranges),
         ("proof", "What was checked", has_proof),
-        ("left", f"Left as it is ({len(result.refusals)})", True),
+        ("left", f"Left as it is ({len(result.refusals)})", result.command in ("inspect", "fuse") and has_plan(result)),
         ("use", "Use", True),
     ]
     return [(anchor, name) for anchor, name, is_there in found if is_there]
@@ -77,7 +96,7 @@ def _ending(result: Result, options: tuple[str, ...]) -> dict[str, Any]:
             found["worst"] = sentences.place_of(verification.largest_error)
     has_file = output is not None and not output.is_dry_run and (verification is None or verification.passed)
     if output is not None:
-        found["output"] = f"{plain(output.path)} · {size(output.size_bytes)} · sha256 {output.sha256}"
+        found["output"] = f"{plain(output.path)} · {size_of(output.size_bytes)} · sha256 {output.sha256}"
     if output is not None and has_file:
         path = plain(output.path)
         verify = command(["repconv", "verify", result.source.name, output.path, *options], 100_000)
@@ -88,7 +107,10 @@ def _ending(result: Result, options: tuple[str, ...]) -> dict[str, Any]:
         )
     else:
         words = ["repconv", "fuse", result.source.name, "OUT.safetensors", *options]
-        found["use"] = command(words, 100_000) if blocks_of(result) else "Nothing to do."
+        if result.contents is not None:
+            words = ["repconv", "inspect", result.source.name, "--arch", "file.py:callable"]
+        is_done = has_plan(result) and not blocks_of(result)
+        found["use"] = "Nothing to do." if is_done else command(words, 100_000)
     return {**found, "has_file": has_file}
 
 

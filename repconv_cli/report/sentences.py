@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from repconv_cli.report.words import arrow, counted, number, percent, plain, size
-from repconv_cli.results import LargestError, Result, SourceFacts, Totals, Verification
+from repconv_cli.report.words import arrow, counted, number, percent, plain, size_of
+from repconv_cli.results import LargestError, Result, Totals, Verification
 
 _KINDS = {
     "module": "PyTorch module",
-    "weights": "weights with --arch",
+    "weights": "weights with their architecture",
     "program": "torch.export program",
     "fused": "fused by repconv",
 }
 
 
-def what_it_is(source: SourceFacts) -> str:
+def what_it_is(result: Result) -> str:
     """Return the kind of the source, its tensors and its size."""
-    kind = _KINDS.get(source.kind, source.kind)
+    source = result.source
+    kind = "weights alone" if result.contents is not None else _KINDS.get(source.kind, source.kind)
     parts = [plain(kind), counted(source.tensors, "tensor"), source.dtype]
-    return " · ".join(parts if source.size_bytes is None else [*parts, size(source.size_bytes)])
+    return " · ".join(parts if source.size_bytes is None else [*parts, size_of(source.size_bytes)])
 
 
 def headline(result: Result) -> str:
@@ -69,8 +70,8 @@ def written(result: Result) -> str:
     if output is None:
         return "Nothing was written."
     verb = "Would write" if output.is_dry_run else "Wrote"
-    before = "" if result.source.size_bytes is None else f"{size(result.source.size_bytes)} → "
-    return f"{verb:<9} {plain(output.path)}   {before}{size(output.size_bytes)}   sha256 {output.sha256[:16]}…"
+    before = "" if result.source.size_bytes is None else f"{size_of(result.source.size_bytes)} → "
+    return f"{verb:<9} {plain(output.path)}   {before}{size_of(output.size_bytes)}   sha256 {output.sha256[:16]}…"
 
 
 def place_of(error: LargestError) -> str:

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from repconv_cli.report.folding import Row, fold_rows
-from repconv_cli.report.words import arrow, compact, lines, number, percent, plain, shape, size
+from repconv_cli.report.words import arrow, compact, lines, number, percent, plain, shape, size_of
 from repconv_cli.results import BlockFacts, Change, Result, Totals, Verification
 
 WIDE = 100
@@ -79,7 +79,7 @@ def totals_table(result: Result, totals: Totals) -> Table:
     before = result.source.size_bytes
     if result.output is not None and before is not None:
         sizes = Change(before, result.output.size_bytes)
-        table.add_row("file", size(sizes.before), size(sizes.after), percent(sizes))
+        table.add_row("file", size_of(sizes.before), size_of(sizes.after), percent(sizes))
     return table
 
 

@@ -9,8 +9,10 @@ from rich.text import Text
 
 from repconv_cli.report import sentences
 from repconv_cli.report.advice import advice_on
+from repconv_cli.report.bench import bench_screen
+from repconv_cli.report.contents import contents_parts
 from repconv_cli.report.tables import blocks_table, checks_table, totals_table
-from repconv_cli.report.words import command, inputs, lines, plain, size
+from repconv_cli.report.words import command, inputs, lines, plain, size_of
 from repconv_cli.results import BlockFacts, Result, Verification
 
 __all__ = ["Report", "plain"]
@@ -48,6 +50,15 @@ class Report:
         del options
         self.width = console.width
         yield from self._head()
+        if self.result.bench is not None:
+            yield from bench_screen(self.result.bench)
+            if self.result.verification is not None and not self.result.verification.passed:
+                yield self._verdict(self.result.verification)
+            return
+        if self.result.contents is not None:
+            yield from contents_parts(self.result.contents, every=self.every)
+            yield self._next("repconv", "inspect", self.result.source.name, "--arch", "file.py:callable")
+            return
         if self.result.command != "verify":
             if self.result.blocks:
                 yield Text()
@@ -74,14 +85,15 @@ class Report:
     def _head(self) -> Iterator[Text]:
         result = self.result
         name = plain(result.source.name)
-        head = self._line(f"{name}   {sentences.what_it_is(result.source)}", 2)
+        head = self._line(f"{name}   {sentences.what_it_is(result)}", 2)
         head.stylize("bold", 0, len(name))
         yield head
-        if result.command != "verify":
+        if result.contents is None and result.command in ("inspect", "fuse"):
             yield self._line(sentences.headline(result), 2)
-        elif result.output is not None:
-            yield self._line(f"{plain(result.output.path)}   {size(result.output.size_bytes)}", 2)
-        yield self._labelled("input", inputs(result.input))
+        elif result.command == "verify" and result.output is not None:
+            yield self._line(f"{plain(result.output.path)}   {size_of(result.output.size_bytes)}", 2)
+        if result.input.examples:
+            yield self._labelled("input", inputs(result.input))
         for note in (*result.source.notes, *result.notes):
             yield self._labelled("note", plain(note))
 

@@ -53,7 +53,7 @@ def percent(change: Change) -> str:
     return f"{100 * (change.after - change.before) / change.before:+.1f} %".replace("-", "−")
 
 
-def size(count: int | None) -> str:
+def size_of(count: int | None) -> str:
     """Return a number of bytes as ``33.2 MB``."""
     if count is None:
         return "–"

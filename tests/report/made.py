@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from repconv_cli.results import (
+    BenchFacts,
     BlockFacts,
     Change,
+    Contents,
     Drawing,
     InputFacts,
     KernelFacts,
@@ -17,7 +19,9 @@ from repconv_cli.results import (
     RangeFacts,
     RefusalFacts,
     Result,
+    RuntimeFacts,
     SourceFacts,
+    TensorFacts,
     Totals,
     Verification,
 )
@@ -76,9 +80,28 @@ OUTPUT = OutputFacts("repvgg_a0.safetensors", 33_244_160, "950df12f" * 8, False)
 INSPECTED = Result("inspect", SOURCE, INPUT, REPVGG_A0, (), TOTALS)
 FUSED = Result(
     "fuse", SOURCE, INPUT, tuple(block(*stage, proven=True) for stage in _STAGES), REFUSALS, TOTALS, PASSED, OUTPUT,
-    ("2 tensors that no output depends on were left out, such as head.unused",), {"Reading": 0.2, "Fusing": 1.5},
+    notes=("2 tensors that no output depends on were left out, such as head.unused",),
+    seconds={"Reading": 0.2, "Fusing": 1.5},
 )  # fmt: skip
 VERIFIED = Result("verify", SOURCE, INPUT, verification=PASSED, output=OUTPUT)
+BENCHED = Result(
+    "bench", SOURCE, INPUT, totals=TOTALS, verification=PASSED,
+    bench=BenchFacts(
+        ((1, 3, 224, 224),), 1, "a processor",
+        (
+            RuntimeFacts("eager", "torch 2.14.1", 30.2, 20.1, 1.50, 1.48, 1.53, 40, "gain", 9_000_000, 5_000_000),
+            RuntimeFacts("openvino", "2026.2", problem="it cannot read the model"),
+        ),
+    ),
+)  # fmt: skip
+UNKNOWN = Change(None, None)
+LISTED = Result(
+    "inspect", SOURCE, InputFacts((), (), False), totals=Totals(UNKNOWN, UNKNOWN, UNKNOWN, Change(48, None), UNKNOWN),
+    contents=Contents(
+        "safetensors", tuple(TensorFacts(f"layers.{i}.weight", "float32", (4, 4)) for i in range(3)), {"float32": 48},
+        48,
+    ),
+)  # fmt: skip
 DIFFERENT = Result("verify", SOURCE, INPUT, verification=FAILED, output=OUTPUT)
 
 

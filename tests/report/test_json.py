@@ -17,10 +17,17 @@ from repconv_cli.report.schema import PATH, schema
 from repconv_cli.results import RESULT_VERSION, Result
 from tests.cli.conftest import saved
 from tests.cli.runs import INPUT, run
-from tests.report.made import DIFFERENT, FUSED, INSPECTED, PASSED, VERIFIED, drawn
+from tests.report.made import BENCHED, DIFFERENT, FUSED, INSPECTED, LISTED, PASSED, VERIFIED, drawn
 
 CHECKER = jsonschema.Draft202012Validator(schema())
-ALL = {"inspect": INSPECTED, "fuse": FUSED, "verify": VERIFIED, "verify, fail": DIFFERENT}
+ALL = {
+    "inspect": INSPECTED,
+    "fuse": FUSED,
+    "verify": VERIFIED,
+    "verify, fail": DIFFERENT,
+    "bench": BENCHED,
+    "weights": LISTED,
+}
 
 
 def test_the_copy_in_the_repository_is_the_schema_of_this_version() -> None:

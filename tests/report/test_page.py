@@ -11,7 +11,7 @@ import pytest
 
 from repconv_cli.report.html import html_page
 from repconv_cli.results import NodeFacts, RefusalFacts, Result
-from tests.report.made import DIFFERENT, FUSED, INSPECTED, VERIFIED, drawn
+from tests.report.made import BENCHED, DIFFERENT, FUSED, INSPECTED, LISTED, VERIFIED, drawn
 
 Open = Callable[..., Any]
 ALL = {"inspect": INSPECTED, "fuse": FUSED, "verify": VERIFIED, "verify, fail": DIFFERENT}
@@ -32,6 +32,17 @@ def test_a_result_without_a_drawing_has_a_page_too(opened: Open) -> None:
     assert page.locator("#blocks tbody tr").count() == 22
     page.locator("#blocks [data-block]").first.click()
     assert page.locator("#block").is_visible()
+
+
+def test_times_and_tensors_have_pages_too(opened: Open) -> None:
+    page = opened(BENCHED)
+    assert "GAIN the fused model: 1.50× as fast in eager." in page.locator("header").first.inner_text()
+    assert "30.20 ms" in page.locator("#speed").inner_text()
+    assert "it cannot read the model" in page.locator("#speed").inner_text()
+    assert page.locator("#blocks").count() == 0
+    listed = opened(LISTED)
+    assert "layers.*.weight" in listed.locator("#contents").inner_text()
+    assert listed.locator("#use code").inner_text() == "repconv inspect repvgg_a0.pt --arch file.py:callable"
 
 
 def test_a_click_on_a_box_of_a_block_opens_it(opened: Open) -> None:

@@ -11,9 +11,16 @@ from rich.console import Console
 from repconv_cli.report.advice import advice_on
 from repconv_cli.report.terminal import Report
 from repconv_cli.results import Result, Verification
-from tests.report.made import DIFFERENT, FUSED, INSPECTED, VERIFIED, block
+from tests.report.made import BENCHED, DIFFERENT, FUSED, INSPECTED, LISTED, VERIFIED, block
 
-ALL = {"inspect": INSPECTED, "fuse": FUSED, "verify": VERIFIED, "verify, fail": DIFFERENT}
+ALL = {
+    "inspect": INSPECTED,
+    "fuse": FUSED,
+    "verify": VERIFIED,
+    "verify, fail": DIFFERENT,
+    "bench": BENCHED,
+    "weights": LISTED,
+}
 JOINTS = "./_,:=-\\"
 
 
@@ -32,7 +39,7 @@ def test_inspect_of_22_blocks_fits_a_terminal_of_80_by_40() -> None:
 
 
 @pytest.mark.parametrize("every", [False, True], ids=["folded", "all"])
-@pytest.mark.parametrize("width", [70, 80, 120])
+@pytest.mark.parametrize("width", [76, 80, 120])
 @pytest.mark.parametrize("result", ALL.values(), ids=ALL)
 def test_no_line_is_longer_than_the_terminal_or_breaks_inside_a_word(result: Result, width: int, every: bool) -> None:
     options = ("--arch", "a/rather/long/folder/of/somebody/with/architectures.py:make_net", "--input", "1,3,224,224")

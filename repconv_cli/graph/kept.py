@@ -1,0 +1,25 @@
+"""A module borrowed: run in eval mode, and given back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put every part of ``module`` in eval mode, and back as it was, with the attributes that it had.
+
+    Some layers keep what they computed for the last input's size. Kept from a trace, that is no tensor but a symbol,
+    which breaks whatever runs the module next.
+    """
+    before = [(part, dict(part.__dict__)) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, attributes in before:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
