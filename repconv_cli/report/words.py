@@ -128,8 +128,8 @@ def command(words: Iterable[str], width: int, before: str = "") -> str:
     r"""Return a command line as one would type it; a line that goes on ends in a backslash, as a shell wants it.
 
     >>> print(command(["repconv", "fuse", "my model.pt", "out.safetensors"], 24, "Next: "))
-    Next: repconv fuse \\
-      'my model.pt' \\
+    Next: repconv fuse \
+      'my model.pt' \
       out.safetensors
     """
     # No break inside quotes, where a backslash would be a letter.
