@@ -50,8 +50,10 @@ def picture_of(block: Block, plan: Plan) -> Picture:
 
 
 def _ranges_before(block: Block, plan: Plan) -> tuple[RangeFacts, ...]:
-    weights = [(key, plan.program.tensors[key]) for key in block.sources]
-    return tuple(range_of(key, weight) for key, weight in weights if weight.ndim > 1 and weight.is_floating_point())
+    tensors = [(key, plan.program.tensors[key]) for key in block.sources]
+    # A scale is no weight, even where it is stored with axes of size 1.
+    weights = [(key, t) for key, t in tensors if t.ndim > 3 or (t.ndim > 1 and t[0].numel() > 1)]
+    return tuple(range_of(key, weight) for key, weight in weights if weight.is_floating_point() and weight.numel())
 
 
 def _output_axis(geometry: Geometry) -> int:

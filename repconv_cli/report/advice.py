@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+NOTHING = "nothing to do"
+"""How advice begins where all is as it should be."""
+
 # (what the reason says, what would change it): the first that fits.
 _ADVICE = (
-    ("times the work", "nothing to do: as it is, it is faster"),
-    ("nothing would be saved", "nothing to do: as it is, it is faster"),
-    ("folding would compute it twice", "nothing to do: as it is, it is faster"),
+    ("times the work", f"{NOTHING}: as it is, it is faster"),
+    ("nothing would be saved", f"{NOTHING}: as it is, it is faster"),
+    ("folding would compute it twice", f"{NOTHING}: as it is, it is faster"),
     ("a biased map before zero padding", "exact if the inner layer has no bias, or pads with it (see docs/algebra.md)"),
     ("padding inside zero padding", "exact if both layers pad alike"),
     ("uncounted", "exact with count_include_pad=True"),
@@ -16,10 +19,10 @@ _ADVICE = (
     ("output sizes", "other sizes may hold: fix them with --input, or pad so that the sizes agree"),
     ("every remainder by the stride", "a fixed input size may hold: export the model with it"),
     ("not checked at other sizes", "a fixed input size may hold: export the model with it"),
-    ("the scale depends on the input", "nothing to do: it is computed from each input anew"),
+    ("the scale depends on the input", f"{NOTHING}: it is computed from each input anew"),
     ("depends on the input", "only a batch norm with running statistics can be folded"),
-    ("no convolution to fold into", "nothing to do: an activation or a sum lies between"),
-    ("no common linear source", "nothing to do: an activation lies between the branches and their source"),
+    ("no convolution to fold into", f"{NOTHING}: an activation or a sum lies between"),
+    ("no common linear source", f"{NOTHING}: an activation lies between the branches and their source"),
     ("could not be proven", "please report this model"),
 )
 

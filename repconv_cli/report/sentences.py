@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from repconv_cli.report.words import arrow, counted, number, percent, plain, size_of
-from repconv_cli.results import LargestError, Result, Totals, Verification
+import re
 
+from repconv_cli.report.words import arrow, counted, number, percent, plain, size_of
+from repconv_cli.results import LargestError, RefusalFacts, Result, Totals, Verification
+
+_FIGURES = re.compile(r"\d[\d.,]*")
 _KINDS = {
     "module": "PyTorch module",
     "weights": "weights with their architecture",
@@ -100,15 +103,17 @@ def verdict(result: Result, verification: Verification) -> tuple[str, str]:
 
 
 def left(result: Result, most: int = 1) -> list[tuple[str, str]]:
-    """Return (names, reason) of the refusals, those with one reason together, the most frequent first.
+    """Return (names, reason) of the refusals, those of one kind of reason together, the most frequent first.
 
-    Of the names, ``most`` are told and the others counted.
+    Reasons that differ in figures alone are of one kind. Of the names, ``most`` are told and the others counted.
     """
-    by_reason: dict[str, list[str]] = {}
+    kinds: dict[str, list[RefusalFacts]] = {}
     for refusal in result.refusals:
-        by_reason.setdefault(refusal.reason, []).append(plain(refusal.name))
-    ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    return [
-        (", ".join(names[:most]) + (f" and {number(len(names) - most)} more" if len(names) > most else ""), plain(why))
-        for why, names in ordered
-    ]
+        kinds.setdefault(_FIGURES.sub("#", refusal.reason), []).append(refusal)
+    told = []
+    for alike in sorted(kinds.values(), key=len, reverse=True):
+        names = [plain(refusal.name) for refusal in alike]
+        more = f" and {number(len(names) - most)} more" if len(names) > most else ""
+        others = "; the others alike" if len({refusal.reason for refusal in alike}) > 1 else ""
+        told.append((", ".join(names[:most]) + more, plain(alike[0].reason) + others))
+    return told

@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from repconv_cli.report import sentences
-from repconv_cli.report.advice import advice_on
+from repconv_cli.report.advice import NOTHING, advice_on
 from repconv_cli.report.bench import bench_screen
 from repconv_cli.report.contents import contents_parts
 from repconv_cli.report.tables import blocks_table, checks_table, totals_table
@@ -114,8 +114,9 @@ class Report:
             return
         kept = sentences.left(self.result)
         for names, reason in kept[:_MOST_REASONS]:
-            advice = advice_on(reason)
-            yield self._line(f"  {names}: {reason}" + (f". {advice[0].upper()}{advice[1:]}." if advice else ""), 4)
+            advice = advice_on(reason) or NOTHING
+            told = "" if advice.startswith(NOTHING) else f". {advice[0].upper()}{advice[1:]}."
+            yield self._line(f"  {names}: {reason}{told}", 4)
         if len(kept) > _MOST_REASONS:
             yield self._line(f"  … and {len(kept) - _MOST_REASONS} other reasons; --all lists each", 4)
 

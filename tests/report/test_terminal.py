@@ -101,11 +101,14 @@ def test_fuse_tells_the_size_before_and_after() -> None:
     assert any("36.7 MB → 33.2 MB" in line for line in screen(FUSED) if line.startswith("Wrote"))
 
 
-def test_refusals_of_one_reason_share_a_line_with_what_would_change_them() -> None:
+def test_refusals_of_one_kind_share_a_line_with_what_would_change_them() -> None:
     text = "\n".join(screen(FUSED, 300))
-    assert "Left as they are (3):" in text
-    assert "stages.0.mlp.fc1 and 1 more: exact as one convolution, but 45.2 times the work" in text
-    assert "Nothing to do: as it is, it is faster." in text
+    assert "Left as they are (4):" in text
+    assert (
+        "fc1 and 1 more: exact as one convolution, but 45.2 times the work (23 → 1,062 MACs); the others alike" in text
+    )
+    assert "stages.1.mlp.fc1" not in text
+    assert "average fewer values. Exact with ceil_mode=False." in text
     assert advice_on("no such reason") is None
 
 

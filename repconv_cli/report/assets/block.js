@@ -72,7 +72,7 @@ function equation(title, picture, values, rows, columns, adds) {
   const row = h("div", { class: "equation" });
   values.forEach((taps, index) => {
     const isSum = index === values.length - 1, kernel = isSum ? picture.fused : picture.branches[index];
-    if (index) row.append(h("span", { class: "sign", "aria-hidden": "true" }, isSum ? "=" : "+"));
+    if (index && adds) row.append(h("span", { class: "sign", "aria-hidden": "true" }, isSum ? "=" : "+"));
     const extent = kernel.extent.join("×") || "1";
     const embedded = extent === `${rows}×${columns}` || rows * columns === 1 ? "" : ", embedded";
     const caption = isSum ? "one kernel" : kernel.label + embedded;
