@@ -15,6 +15,7 @@ from repconv_cli.graph.probe import linear_sources, probed_step
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import Step, aten, describe
 from repconv_cli.graph.terms import Anchor, Term, moves_after, takeable_geometry
+from repconv_cli.graph.unroll import Rows, Unrolled, rows_on_anchors, unrolled
 
 # A node is expressed on its nearest anchors only, so that a long chain of linear operators costs linear time.
 MAX_ANCHORS = 16
@@ -77,6 +78,7 @@ def analyse(program: Program) -> Analysis:
     analysis = Analysis(Constants(program), program.samples())
     available: dict[fx.Node, dict[fx.Node, Term]] = {}
     affine: dict[fx.Node, list[fx.Node]] = {}
+    rows: dict[fx.Node, dict[fx.Node, Rows]] = {}
     for node in program.graph.nodes:
         if node in analysis.constants:
             continue
@@ -85,6 +87,7 @@ def analyse(program: Program) -> Analysis:
             continue
         available[node] = {node: Term()}
         terms = _described(node, available, analysis)
+        rows[node] = {node: Rows()} | _rows(node, rows, analysis)
         if all(term.layout is not None for term in terms.values()):
             probed = probed_step(node, affine[node], analysis.constants)
             if probed is not None:
@@ -94,11 +97,31 @@ def analyse(program: Program) -> Analysis:
                 # The steps are walked from a block's end to its anchor: by rules all the way, or in one leap.
                 if any(n not in analysis.steps for n in region):
                     analysis.steps[node], terms = probed, {}
+                    rows[node] = {node: Rows()}
                 terms = found | terms
-        candidates = ((a, _candidate(a, term)) for a, term in terms.items())
+        candidates = ((a, _candidate(Anchor.of(a), term)) for a, term in terms.items())
         analysis.candidates[node] = {a: candidate for a, candidate in candidates if candidate is not None}
+        analysis.candidates[node] |= _unrolled_candidates(node, rows[node], terms, analysis)
         available[node] |= terms
     return analysis
+
+
+def _rows(node: fx.Node, rows: dict[fx.Node, dict[fx.Node, Rows]], analysis: Analysis) -> dict[fx.Node, Rows]:
+    step = analysis.steps.get(node)
+    return {} if step is None else rows_on_anchors(node, step, rows, analysis.constants, MAX_ANCHORS)
+
+
+def _unrolled_candidates(
+    node: fx.Node, rows: dict[fx.Node, Rows], terms: dict[fx.Node, Term], analysis: Analysis
+) -> dict[fx.Node, Candidate]:
+    """Return ``node`` as one layer on whole rows of anchors on which it is no convolution over positions."""
+    found: dict[fx.Node, Candidate] = {}
+    for anchor, row in rows.items():
+        pair = unrolled(node, anchor, row, analysis.constants) if anchor not in terms else None
+        candidate = None if pair is None else _candidate(*pair)
+        if candidate is not None:
+            found[anchor] = candidate
+    return found
 
 
 def _affine_anchors(node: fx.Node, affine: dict[fx.Node, list[fx.Node]], constants: Constants) -> list[fx.Node]:
@@ -143,18 +166,17 @@ def _combine(
     return terms
 
 
-def _candidate(anchor: fx.Node, term: Term) -> Candidate | None:
+def _candidate(anchor: Anchor, term: Term) -> Candidate | None:
     """Return ``term`` with its cost; None for pads and pools alone, which no convolution should replace."""
-    at = Anchor.of(anchor)
-    cost = _cost_of_term(term, at)
-    return None if cost is None else Candidate(at, term, cost)
+    cost = _cost_of_term(term, anchor)
+    return None if cost is None else Candidate(anchor, term, cost)
 
 
 def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
     """Return what one operator (two with explicit padding, none for the anchor itself) would cost."""
     if term.offset.ndim > 1:
         return None
-    moved = Cost(0, moves_after(term, anchor))
+    moved = Cost(0, term.reshapes if isinstance(term, Unrolled) else moves_after(term, anchor))
     if term.keeps_values():
         return moved
     if term.axis is None or term.geometry is None:

@@ -13,6 +13,7 @@ from repconv_cli.graph.probe import linear_sources
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rules import aten
 from repconv_cli.graph.select import Choice
+from repconv_cli.graph.unroll import Unrolled
 
 _SUMS = {aten.add.Tensor, aten.sub.Tensor}
 # Only that the axes of a value change places is not worth a word where nothing else could be fused.
@@ -120,7 +121,8 @@ def _times_the_work(node: fx.Node, composed: list[Candidate], analysis: Analysis
     if not now or then <= now:
         return None
     counts = f"{now // analysis.samples:,} → {then // analysis.samples:,} MACs"
-    return f"exact as one convolution, but {then / now:.3g} times the work ({counts})"
+    layer = "linear layer" if isinstance(nearest.term, Unrolled) else "convolution"
+    return f"exact as one {layer}, but {then / now:.3g} times the work ({counts})"
 
 
 def _between(node: fx.Node, anchor: fx.Node, analysis: Analysis) -> set[fx.Node]:
@@ -156,7 +158,8 @@ def _sum_reason(node: fx.Node, analysis: Analysis) -> str | None:
     """Say what stands between the branches of a sum and a common source; None for a plain residual connection.
 
     A shortcut around layers with activations is what its author meant. A layer beside an activation of its own input,
-    beside a layer on its own input's values in other places, or two layers on two inputs look like a block.
+    with or without a layer behind it, beside a layer on its own input's values in other places, or two layers on two
+    inputs look like a block.
     """
     ends = _ends(node, analysis)
     if not any(_looks_like_block(a, b, ends, analysis) for a in ends for b in ends if a is not b):
@@ -167,6 +170,8 @@ def _sum_reason(node: fx.Node, analysis: Analysis) -> str | None:
 def _looks_like_block(first: fx.Node, second: fx.Node, ends: dict[fx.Node, bool], analysis: Analysis) -> bool:
     if not ends[first]:
         return False
+    if first in second.all_input_nodes:
+        return True
     if _comes_from(second, first):
         return not ends[second] or linear_sources(second, analysis.constants) is not None
     return not _comes_from(first, second)

@@ -17,6 +17,7 @@ from repconv_cli.graph.plan import Block, Plan
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import aten
 from repconv_cli.graph.terms import is_written_as_linear, moves_first, takeable_geometry
+from repconv_cli.graph.unroll import Unrolled
 
 _CONVOLUTIONS = {1: aten.conv1d, 2: aten.conv2d, 3: aten.conv3d}
 _TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
@@ -46,6 +47,8 @@ def fuse_block(block: Block) -> Fusion:
     """Return the one operator of ``block``, and what moves its axes into place. No kernel is computed."""
     term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
     fusion = _operator(block)
+    if isinstance(term, Unrolled):
+        return _on_rows(fusion, term)
     if term.layout is None:
         return fusion
     steps = moves(term.layout, len(anchor.shape))
@@ -58,6 +61,19 @@ def fuse_block(block: Block) -> Fusion:
     if moves_first(term) and is_written_as_linear(term, anchor):
         return replace(fusion, emit=lambda graph, x: fusion.emit(graph, arrange(graph, x)))
     return replace(fusion, emit=lambda graph, x: arrange(graph, fusion.emit(graph, x)))
+
+
+def _on_rows(fusion: Fusion, term: Unrolled) -> Fusion:
+    """Return ``fusion`` between the reshapes to rows and back."""
+
+    def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        for shape, run in ((term.before, fusion.emit), (term.after, lambda _, y: y)):
+            if shape is not None:
+                x = graph.call_function(aten.reshape.default, (x, list(shape)))
+            x = run(graph, x)
+        return x
+
+    return replace(fusion, emit=emit)
 
 
 def _operator(block: Block) -> Fusion:
@@ -85,7 +101,7 @@ def _kernel(block: Block) -> tuple[ConvMap, Tensor]:
         raise UnprovenError(f"block {block.name}: planned {geometry}, computed {kernel.geometry}")
     if term.offset.ndim > 1:
         raise UnprovenError(f"block {block.name}: its constant differs from place to place")
-    return kernel, term.offset.expand(geometry.out_channels).contiguous()
+    return kernel, (term.offset.expand(geometry.out_channels) + kernel.bias).contiguous()
 
 
 def _number(block: Block) -> Fusion:

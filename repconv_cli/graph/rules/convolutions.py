@@ -46,7 +46,8 @@ def convolution(call: Call) -> Step | None:
 
     geometry = Geometry(shape[0], shape[1] * groups, groups, axes)
     leaf = Leaf(geometry, make, None if bias is None else call.tensor(bias))
-    return leaf_step(x, leaf, 1, kernel_name(shape[2:]))
+    is_one_place = all(size == 1 for size in (*shape[2:], *x.meta["shape"][2:]))
+    return leaf_step(x, leaf, 1, "linear" if is_one_place else kernel_name(shape[2:]))
 
 
 @rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
