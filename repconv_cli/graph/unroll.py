@@ -27,7 +27,7 @@ from repconv_cli.graph.rules import Step, aten
 from repconv_cli.graph.terms import Anchor, Recipe, Term
 
 # How many values one node may have while its Jacobian is made, in rows of samples at once.
-_MOST_VALUES = 2**22
+_MOST_VALUES = 2**19
 
 _SAME_ORDER = {
     aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
