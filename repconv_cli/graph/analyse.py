@@ -8,14 +8,14 @@ from math import prod
 
 from torch import fx
 
-from repconv_cli.algebra import Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants, region_between
 from repconv_cli.graph.probe import linear_sources, probed_step
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import Step, aten, describe
-from repconv_cli.graph.terms import Anchor, Term, moves_after, takeable_geometry
+from repconv_cli.graph.term import Anchor, Term
 from repconv_cli.graph.unroll import Rows, Unrolled, rows_on_anchors, unrolled
+from repconv_cli.graph.written import can_be_padded, moves_after, pads_itself, takeable_geometry
 
 # A node is expressed on its nearest anchors only, so that a long chain of linear operators costs linear time.
 MAX_ANCHORS = 16
@@ -184,60 +184,10 @@ def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
     geometry = takeable_geometry(term, anchor)
     if not term.convolutions:
         return moved + Cost(0, 1) if geometry.is_diagonal() else None
-    if not _can_be_padded(geometry, anchor.sizes(term.axis)):
+    if not can_be_padded(geometry, anchor.sizes(term.axis)):
         return None
     macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
     return moved + Cost(macs, 1 if pads_itself(term, anchor) else 2, 1)
-
-
-def _can_be_padded(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
-    """Whether torch's pad operator can do it: in a mode other than zeros it crops nothing, and wraps around once."""
-    if geometry.transposed or geometry.padding_mode == "zeros" or not geometry.reads_outside(sizes):
-        return True
-    most = {"reflect": -1, "circular": 0}.get(geometry.padding_mode)
-    for axis, size in zip(geometry.axes, sizes, strict=True):
-        is_too_wide = most is not None and size is not None and max(axis.low, axis.high) > size + most
-        if min(axis.low, axis.high) < 0 or is_too_wide:
-            return False
-    return True
-
-
-def pads_itself(term: Term, anchor: Anchor) -> bool:
-    """Whether torch's convolution can do the term's padding, without a pad operator before it."""
-    geometry = takeable_geometry(term, anchor)
-    if geometry.transposed:
-        return True
-    assert term.axis is not None
-    if geometry.padding_mode != "zeros" and geometry.reads_outside(anchor.sizes(term.axis)):
-        return False
-    return symmetric_padding(term, anchor) is not None or is_torch_same(term)
-
-
-def symmetric_padding(term: Term, anchor: Anchor) -> tuple[int, ...] | None:
-    """Return one padding number per axis that gives the same outputs, or None.
-
-    With a stride, padding after the last window is never read, so ``high`` may be another number at a known size.
-    """
-    assert term.geometry is not None
-    assert term.axis is not None
-    pads = []
-    for axis, size in zip(term.geometry.axes, anchor.sizes(term.axis), strict=True):
-        is_same_size = size is not None and axis.output_size(size) == (
-            (size + 2 * axis.low - axis.extent) // axis.stride + 1
-        )
-        if axis.low < 0 or (axis.low != axis.high and not is_same_size):
-            return None
-        pads.append(axis.low)
-    return tuple(pads)
-
-
-def is_torch_same(term: Term) -> bool:
-    """Whether the padding is what torch's ``padding="same"`` gives: the larger half after."""
-    assert term.geometry is not None
-    return all(
-        axis.stride == 1 and axis.low + axis.high == axis.extent - 1 and axis.low == (axis.extent - 1) // 2
-        for axis in term.geometry.axes
-    )
 
 
 def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:

@@ -15,7 +15,7 @@ from repconv_cli.graph.lift import Lifted, find_lifted
 from repconv_cli.graph.program import Program, is_computation, unused_path
 from repconv_cli.graph.refusals import Refusal, find_refusals
 from repconv_cli.graph.select import Choice, select
-from repconv_cli.graph.terms import is_written_as_linear, takeable_geometry
+from repconv_cli.graph.written import is_written_as_linear, takeable_geometry
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,18 @@ from torch import Tensor, fx
 from repconv_cli.algebra import ConvMap, Geometry, regroup, widen
 from repconv_cli.algebra.convmap import transposed_weight
 from repconv_cli.errors import UnprovenError
-from repconv_cli.graph.analyse import is_torch_same, symmetric_padding
 from repconv_cli.graph.arrange import moves
 from repconv_cli.graph.plan import Block, Plan
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import aten
-from repconv_cli.graph.terms import is_written_as_linear, moves_first, takeable_geometry
 from repconv_cli.graph.unroll import Unrolled
+from repconv_cli.graph.written import (
+    is_torch_same,
+    is_written_as_linear,
+    moves_first,
+    symmetric_padding,
+    takeable_geometry,
+)
 
 _CONVOLUTIONS = {1: aten.conv1d, 2: aten.conv2d, 3: aten.conv3d}
 _TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}

@@ -11,7 +11,7 @@ from repconv_cli.algebra import Axis, ConvMap, Geometry, average_pool_map, conv_
 from repconv_cli.algebra.convmap import padding_pairs
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.rules.registry import Call, Step, aten, integers, kernel_name, leaf_step, rule
-from repconv_cli.graph.terms import Leaf
+from repconv_cli.graph.term import Leaf
 
 
 def _weight_and_bias(call: Call) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
