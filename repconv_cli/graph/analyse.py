@@ -15,7 +15,7 @@ from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import Step, aten, describe
 from repconv_cli.graph.term import Anchor, Term
 from repconv_cli.graph.unroll import Rows, Unrolled, rows_on_anchors, unrolled
-from repconv_cli.graph.written import can_be_padded, moves_after, pads_itself, takeable_geometry
+from repconv_cli.graph.written import can_be_padded, moves_after, pads_itself, written_geometry
 
 # A node is expressed on its nearest anchors only, so that a long chain of linear operators costs linear time.
 MAX_ANCHORS = 16
@@ -181,7 +181,7 @@ def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
         return moved
     if term.axis is None or term.geometry is None:
         return moved + Cost(0, 1)
-    geometry = takeable_geometry(term, anchor)
+    geometry = written_geometry(term, anchor)
     if not term.convolutions:
         return moved + Cost(0, 1) if geometry.is_diagonal() else None
     if not can_be_padded(geometry, anchor.sizes(term.axis)):
@@ -197,9 +197,12 @@ def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:
     step = steps.get(node)
     if step is not None and step.leaf is not None and step.leaf.is_layer:
         shape = step.inputs[0].meta["shape"]
-        axes = step.leaf.geometry.axes
+        geometry, axes = step.leaf.geometry, step.leaf.geometry.axes
         positions = shape[0] if axes else prod(shape[:-1])
-        return Cost(step.leaf.geometry.multiply_accumulates(shape[2:] if axes else ()) * positions, 1, 1)
+        if step.leaf.transposes:
+            # Each input position is multiplied with the whole kernel, also at stride 1.
+            return Cost(geometry.parameters * prod(shape[2:]) * positions, 1, 1)
+        return Cost(geometry.multiply_accumulates(shape[2:] if axes else ()) * positions, 1, 1)
     return Cost(_other_macs(node), 1)
 
 

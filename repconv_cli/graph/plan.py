@@ -15,7 +15,7 @@ from repconv_cli.graph.lift import Lifted, find_lifted
 from repconv_cli.graph.program import Program, is_computation, unused_path
 from repconv_cli.graph.refusals import Refusal, find_refusals
 from repconv_cli.graph.select import Choice, select
-from repconv_cli.graph.written import is_written_as_linear, takeable_geometry
+from repconv_cli.graph.written import is_written_as_linear, takeable_geometry, written_geometry
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class _Naming:
                 is_convolution_weight
                 and leaf == "weight"
                 and len(shape) > 1
-                and tuple(self.program.tensors[key].shape) == self._stored_shape(choice, shape)
+                and tuple(self.program.tensors[key].shape) == _stored_shape(choice, shape)
                 and self.uses[key] == 1
                 and self._is_free(f"{path}.bias" if path else "bias", sources)
             ):
@@ -170,12 +170,6 @@ class _Naming:
         target = unused_path(f"{prefix}.fused" if prefix else "fused", self.taken)
         self.taken.add(f"{target}.weight")
         return target
-
-    def _stored_shape(self, choice: Choice, shape: tuple[int, ...]) -> tuple[int, ...]:
-        geometry = choice.candidate.term.geometry
-        if geometry is not None and geometry.transposed:
-            return (geometry.in_channels, geometry.out_channels // geometry.groups, *shape[2:])
-        return shape
 
     def _is_free(self, key: str, sources: list[str]) -> bool:
         return key not in self.program.tensors or (key in sources and self.uses[key] <= 1)
@@ -206,6 +200,14 @@ def _weight_shape(choice: Choice) -> tuple[int, ...]:
         return ()
     shape = takeable_geometry(term, anchor).weight_shape
     return shape[:2] if is_written_as_linear(term, anchor) else shape
+
+
+def _stored_shape(choice: Choice, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the new weight as it is stored: transposed layers have theirs the other way around."""
+    geometry = written_geometry(choice.candidate.term, choice.candidate.anchor)
+    if geometry.transposed:
+        return (geometry.in_channels, geometry.out_channels // geometry.groups, *shape[2:])
+    return shape
 
 
 def _is_written_as_convolution(choice: Choice) -> bool:

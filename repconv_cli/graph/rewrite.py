@@ -22,6 +22,7 @@ from repconv_cli.graph.written import (
     moves_first,
     symmetric_padding,
     takeable_geometry,
+    written_geometry,
 )
 
 _CONVOLUTIONS = {1: aten.conv1d, 2: aten.conv2d, 3: aten.conv3d}
@@ -87,7 +88,7 @@ def _operator(block: Block) -> Fusion:
         return Fusion(block, lambda graph, x: x)
     if term.axis is None or term.recipe is None:
         return _number(block)
-    geometry = takeable_geometry(term, anchor)
+    geometry = written_geometry(term, anchor)
     if not term.convolutions and geometry.is_diagonal():
         return _scale_and_shift(block)
     if is_written_as_linear(term, anchor):
@@ -161,7 +162,7 @@ def _linear(block: Block) -> Fusion:
 
 def _transposed(block: Block, geometry: Geometry) -> Fusion:
     keys = _keys(block)
-    operator = _TRANSPOSED[len(geometry.axes)]
+    operator, axes = _TRANSPOSED[len(geometry.axes)], tuple(range(2, 2 + len(geometry.axes)))
     options = (
         [axis.stride for axis in geometry.axes],
         [axis.low for axis in geometry.axes],
@@ -172,7 +173,9 @@ def _transposed(block: Block, geometry: Geometry) -> Fusion:
 
     def compute() -> tuple[Tensor, Tensor]:
         kernel, bias = _kernel(block)
-        return transposed_weight(kernel.weight, geometry.groups), bias
+        # A plain one with stride 1 reads its kernel the other way around.
+        weight = kernel.weight if kernel.geometry.transposed else kernel.weight.flip(axes)
+        return transposed_weight(weight, geometry.groups), bias
 
     def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
         return graph.call_function(operator, (x, *(graph.get_attr(key) for key in keys), *options))

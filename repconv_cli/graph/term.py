@@ -93,8 +93,9 @@ class Term:
     """``factor * x + offset`` before a channel axis is known (``axis`` None), else ``recipe`` applied plus ``offset``.
 
     ``offset`` is ``()``, ``(O,)``, or a field ``(O, *spatial)``, float64. ``convolutions`` counts the convolution
-    and linear layers inside, ``kernels`` those and the pools. ``axis`` and the rest speak of the anchor's axes;
-    ``layout`` says where the node has them, None where they are unmoved.
+    and linear layers inside, ``kernels`` those and the pools; ``transposes`` tells if one of them is a transposed
+    convolution. ``axis`` and the rest speak of the anchor's axes; ``layout`` says where the node has them, None where
+    they are unmoved.
     """
 
     axis: int | None = None
@@ -105,6 +106,7 @@ class Term:
     convolutions: int = 0
     kernels: int = 0
     layout: Layout | None = None
+    transposes: bool = False
 
     def keeps_values(self) -> bool:
         """Whether it holds the anchor's values, each untouched."""
@@ -115,7 +117,8 @@ class Term:
 class Leaf:
     """One operator as a map: geometry now, weight when asked; ``pad_value`` is what its padding reads.
 
-    ``has_kernel`` is false for a pad or a crop, ``is_layer`` true for what has weights of its own.
+    ``has_kernel`` is false for a pad or a crop, ``is_layer`` true for what has weights of its own, ``transposes`` for
+    a transposed convolution of any stride.
     """
 
     geometry: Geometry
@@ -124,3 +127,4 @@ class Leaf:
     pad_value: float = 0.0
     has_kernel: bool = True
     is_layer: bool = True
+    transposes: bool = False

@@ -108,6 +108,7 @@ def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
         convolutions=inner.convolutions + leaf.is_layer,
         kernels=inner.kernels + leaf.has_kernel,
         layout=term.layout,
+        transposes=inner.transposes or leaf.transposes,
     )
 
 
@@ -180,7 +181,8 @@ def add_terms(left: Term, right: Term, anchor: Anchor) -> Term:
     recipe = Recipe(lambda maps: merge(maps[0], maps[1], sizes), (_known(a)[2], _known(b)[2]))
     offset = _aligned(a.offset, b.offset.ndim) + _aligned(b.offset, a.offset.ndim)
     convolutions, kernels = a.convolutions + b.convolutions, a.kernels + b.kernels
-    return Term(axis, geometry, recipe, 1.0, _settled(offset), convolutions, kernels, left.layout)
+    transposes = a.transposes or b.transposes
+    return Term(axis, geometry, recipe, 1.0, _settled(offset), convolutions, kernels, left.layout, transposes)
 
 
 def _check_layouts(terms: tuple[Term, ...]) -> None:
@@ -214,7 +216,8 @@ def concatenate_terms(terms: tuple[Term, ...], axis: int, anchor: Anchor) -> Ter
         raise InexactError("a constant that differs at the border inside a concatenation")
     offset = torch.cat([term.offset for term in lifted])
     convolutions, kernels = (sum(getattr(term, name) for term in lifted) for name in ("convolutions", "kernels"))
-    return Term(axis, geometry, recipe, 1.0, offset, convolutions, kernels, terms[0].layout)
+    transposes = any(term.transposes for term in terms)
+    return Term(axis, geometry, recipe, 1.0, offset, convolutions, kernels, terms[0].layout, transposes)
 
 
 def select_term(term: Term, start: int, stop: int, axis: int, anchor: Anchor) -> Term:

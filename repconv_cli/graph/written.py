@@ -24,7 +24,7 @@ def can_be_padded(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
 
 def pads_itself(term: Term, anchor: Anchor) -> bool:
     """Whether torch's convolution can do the term's padding, without a pad operator before it."""
-    geometry = takeable_geometry(term, anchor)
+    geometry = written_geometry(term, anchor)
     if geometry.transposed:
         return True
     assert term.axis is not None
@@ -87,3 +87,15 @@ def takeable_geometry(term: Term, anchor: Anchor) -> Geometry:
     if not geometry.axes and not geometry.is_diagonal():
         geometry = regroup_geometry(geometry, 1)
     return geometry
+
+
+def written_geometry(term: Term, anchor: Anchor) -> Geometry:
+    """Return :func:`takeable_geometry` as it is written: as a transposed convolution where its author had one and it
+    is less work, which it is by torch's count where the output is larger than the input."""
+    plain = takeable_geometry(term, anchor)
+    turned = plain.as_transposed() if term.transposes and plain.axes else None
+    assert term.axis is not None
+    sizes = anchor.example_sizes(term.axis)
+    if turned is None or turned.multiply_accumulates(sizes) >= plain.multiply_accumulates(sizes):
+        return plain
+    return turned

@@ -91,6 +91,18 @@ KEPT: dict[str, Net] = {
         (6,),
         is_spatial_free=True,
     ),
+    "transposed_of_stride_1_is_more_work_as_a_plain_one": Net(
+        (2, 4, 6, 10),
+        (
+            Layer("transposed", (0,), conv(4, (3, 3), groups=4, output_padding=(0, 0))),
+            Layer("conv", (1,), conv(4, (1, 1), stride=(2, 2))),
+            Layer("norm", (2,), {"affine": False}),
+            Layer("conv", (0,), conv(4, (2, 2), stride=(2, 2), padding=(1, 1), groups=2, mode="zeros")),
+            Layer("norm", (4,), {"affine": True}),
+            Layer("plus", (3, 5), {"sign": "-"}),
+        ),
+        (6,),
+    ),
     "sizes_that_agree_for_even_inputs_only": Net(
         (2, 2, 8),
         (

@@ -73,6 +73,7 @@ def transposed_convolution(call: Call) -> Step | None:
         geometry,
         lambda: transposed_conv_map(call.weight(weight), **options),
         None if bias is None else call.tensor(bias),
+        transposes=True,
     )
     return leaf_step(x, leaf, 1, f"transposed {kernel_name(shape[2:])}")
 
