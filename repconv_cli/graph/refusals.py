@@ -18,6 +18,7 @@ from repconv_cli.graph.unroll import Unrolled
 _SUMS = {aten.add.Tensor, aten.sub.Tensor}
 # Only that the axes of a value change places is not worth a word where nothing else could be fused.
 _MOVES = {aten.reshape.default, aten.permute.default, aten.transpose.int, aten.squeeze.dims, aten.unsqueeze.default}
+_PADS = {aten.pad.default, aten.constant_pad_nd.default}
 _SCALES = {aten.mul.Tensor, aten.div.Tensor}
 
 
@@ -82,7 +83,7 @@ def _looks_fusible(node: fx.Node, analysis: Analysis) -> bool:
         reads_or_feeds = _has_linear_branch(node, analysis) or any(is_convolution(reader) for reader in node.users)
         return is_norm(node) or reads_or_feeds or _feeds_sum_of_layers(node, analysis)
     is_stuck = not analysis.candidates.get(node, {}).keys() - set(step.inputs)
-    return (is_stuck and _has_linear_branch(node, analysis)) or _reads_scale(node, analysis)
+    return (is_stuck and (_has_linear_branch(node, analysis) or _reads_padding(node))) or _reads_scale(node, analysis)
 
 
 def _feeds_sum_of_layers(node: fx.Node, analysis: Analysis) -> bool:
@@ -100,6 +101,11 @@ def _is_or_has_layer(node: fx.Node, analysis: Analysis) -> bool:
 def _reads_scale(node: fx.Node, analysis: Analysis) -> bool:
     """Whether a layer reads a value that is only scaled and shifted, as a model that normalises its input does."""
     return is_convolution(node) and any(_is_scale(source, analysis) for source in node.all_input_nodes)
+
+
+def _reads_padding(node: fx.Node) -> bool:
+    """Whether a layer reads a padded value: one that is padded with zeros is never stuck."""
+    return is_convolution(node) and any(source.target in _PADS for source in node.all_input_nodes)
 
 
 def _is_scale(node: fx.Node, analysis: Analysis) -> bool:
