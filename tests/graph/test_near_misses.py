@@ -82,7 +82,7 @@ DEAR = [
         (2, 0, 2),
     ),
     Refused(
-        "inception_depthwise_parts_then_norm",
+        "inception_depthwise_parts_after_their_norm",
         formula(
             lambda p, x: p.norm(torch.cat([p.a(x[:, :4]), p.b(x[:, 4:])], 1)),
             a=conv(4, 4, (1, 9), groups=4),
@@ -90,7 +90,7 @@ DEAR = [
             norm=nn.BatchNorm2d(8),
         ),
         r"exact as one convolution, but 9 times the work",
-        (2, 1, 6),
+        (2, 0, 5),
         WIDE,
     ),
 ]
