@@ -29,6 +29,14 @@ _NORMS = {aten._native_batch_norm_legit_no_training.default, aten._native_batch_
 # In a functional graph these give their first argument's values under another name.
 _ALIASES = {aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default}
 _DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+# Several names for one operator.
+_SYNONYMS = {
+    aten.concat.default: aten.cat.default,
+    aten.concatenate.default: aten.cat.default,
+    aten.__and__.Tensor: aten.bitwise_and.Tensor,
+    aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
+}
 # A view demands a memory layout, which fusing (or the user, with ``channels_last``) may change; a reshape takes any.
 _VIEWS = {aten.view.default, aten._unsafe_view.default}
 
@@ -173,6 +181,8 @@ class _Copier:
     def _target(self, node: fx.Node) -> Any:
         if node.target in _VIEWS:
             return aten.reshape.default
+        if node.target in _SYNONYMS:
+            return _SYNONYMS[node.target]
         return functional_form(node.target) if node.op == "call_function" and is_write(node) else node.target
 
     def _rename(self, node: fx.Node) -> None:
