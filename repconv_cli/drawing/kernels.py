@@ -8,12 +8,15 @@ from torch import Tensor, fx
 
 from repconv_cli.algebra import ConvMap, Geometry, embed, regroup, widen
 from repconv_cli.drawing.ranges import range_of
-from repconv_cli.errors import InexactError
+from repconv_cli.errors import InexactError, RepconvError
 from repconv_cli.graph.analyse import Analysis
 from repconv_cli.graph.kind import branches_of, listed
 from repconv_cli.graph.plan import Block, Plan
 from repconv_cli.graph.rules import aten
-from repconv_cli.graph.terms import Term, lift, scale_term, takeable_geometry
+from repconv_cli.graph.term import Term
+from repconv_cli.graph.terms import lift, scale_term
+from repconv_cli.graph.unroll import Unrolled
+from repconv_cli.graph.written import takeable_geometry
 from repconv_cli.results import KernelFacts, Picture, RangeFacts
 
 # A kernel larger than this is not drawn: it would take more memory than all the rest.
@@ -25,6 +28,14 @@ _SIGNS = {aten.add.Tensor: 1.0, aten.sub.Tensor: -1.0}
 
 def picture_of(block: Block, plan: Plan) -> Picture:
     """Return the kernels of ``block``'s branches and their sum, and the ranges of its weights."""
+    try:
+        return _picture(block, plan)
+    except RepconvError as reason:
+        # A picture that cannot be made is no reason to lose the result.
+        return Picture(ranges_before=_ranges_before(block, plan), note=f"It cannot be drawn: {reason.found}.")
+
+
+def _picture(block: Block, plan: Plan) -> Picture:
     ranges = _ranges_before(block, plan)
     term = block.choice.candidate.term
     if term.axis is None or term.recipe is None:
@@ -34,6 +45,8 @@ def picture_of(block: Block, plan: Plan) -> Picture:
     if prod(geometry.weight_shape) > _MOST_WEIGHTS or prod(extent) > _MOST_TAPS:
         return Picture(ranges_before=ranges, note="This kernel is too large to be drawn.")
     fused = _on_taps(term, geometry, block)
+    if not fused.numel():
+        return Picture(ranges_before=ranges, note="Its kernel is empty.")
     pairs = _pairs(fused, geometry)
     parts = _parts_or_whole(block, plan.analysis)
     branches = [_facts(label, part, geometry, block, pairs) for label, part in parts]
@@ -63,6 +76,8 @@ def _output_axis(geometry: Geometry) -> int:
 def _parts_or_whole(block: Block, analysis: Analysis) -> list[tuple[str, Term]]:
     """Return the terms that add up to the block's, each with its name; the whole where it cannot be taken apart."""
     whole = [(block.kind, block.choice.candidate.term)]
+    if isinstance(block.choice.candidate.term, Unrolled):
+        return whole
     branches = branches_of(block.node, block.anchor, analysis.steps)
     if branches.total() > _MOST_BRANCHES:
         return whole
