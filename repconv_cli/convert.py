@@ -11,8 +11,9 @@ from pathlib import Path
 
 from torch import nn
 
-from repconv_cli import __version__
+from repconv_cli import __version__, convert_onnx
 from repconv_cli.checkpoint import check_output, read, write_safetensors
+from repconv_cli.convert_onnx import is_onnx
 from repconv_cli.diagnosis import first_block_off, first_difference, looks_like
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
@@ -46,6 +47,8 @@ class _Clock:
 def inspect(source: str | Path | nn.Module, options: Options | None = None, progress: Progress | None = None) -> Result:
     """Return what can be fused in ``source``, what cannot and why. Nothing is computed but the plan."""
     options, clock = options or Options(), _Clock(progress)
+    if not isinstance(source, nn.Module) and is_onnx(source):
+        return convert_onnx.inspect(source, options, clock.report)
     with clock.phase("Reading"):
         opened = open_source(source, options)
     with clock.phase("Tracing"):
@@ -80,6 +83,8 @@ def fuse(
     """
     options, clock = options or Options(), _Clock(progress)
     path = None if isinstance(source, nn.Module) else Path(source)
+    if path is not None and is_onnx(path):
+        return convert_onnx.fuse(path, out, options, force=force, dry_run=dry_run, progress=clock.report)
     check_output(out, force=force, source=path if path is not None and path.exists() else None)
     with clock.phase("Reading"):
         opened = open_source(source, options)
@@ -211,6 +216,8 @@ def verify(
 ) -> Result:
     """Judge the file that lies at ``out`` against ``source``: outputs, and each fused tensor against a new plan."""
     options, clock = options or Options(), _Clock(progress)
+    if not isinstance(source, nn.Module) and is_onnx(source):
+        return convert_onnx.verify(source, out, options, clock.report)
     with clock.phase("Reading"):
         opened = open_source(source, options)
         written = open_source(out, replace(options, arch=None, state_key=None))

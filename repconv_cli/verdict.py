@@ -89,18 +89,39 @@ def compare(
 
     The programs give the float64 runs. Every floating output is judged; a NaN in the fused one alone is a failure.
     """
+
+    def runs() -> Iterator[Outputs]:
+        for leaves in inputs:
+            args, kwargs = _call(original, leaves)
+            yield Outputs(
+                _tensors(original_model(*args, **kwargs)),
+                _tensors(fused_model(*args, **kwargs)),
+                _tensors(run_program(original, leaves)[0]),
+                _tensors(run_program(fused, leaves)[0]),
+            )
+
+    return judge(runs(), limits)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the original and the fused model gave for one input, and what both give in float64."""
+
+    expected: list[Tensor]
+    found: list[Tensor]
+    exact: list[Tensor]
+    exact_fused: list[Tensor]
+
+
+def judge(runs: Iterator[Outputs], limits: Limits) -> Verification:
+    """Return the verdict on all ``runs`` together."""
     tally = _Tally()
     per_sample = []
     with torch.no_grad():
-        for leaves in inputs:
-            args, kwargs = _call(original, leaves)
-            expected = _tensors(original_model(*args, **kwargs))
-            found = _tensors(fused_model(*args, **kwargs))
-            exact = [value for value in run_program(original, leaves)[0] if isinstance(value, Tensor)]
-            exact_fused = [value for value in run_program(fused, leaves)[0] if isinstance(value, Tensor)]
+        for outputs in runs:
             before, noise = tally.max_abs, tally.noise
             tally.max_abs = tally.noise = 0.0
-            _add_sample(tally, expected, found, exact, exact_fused, limits)
+            _add_sample(tally, outputs.expected, outputs.found, outputs.exact, outputs.exact_fused, limits)
             per_sample.append({"max_abs": tally.max_abs, "noise": tally.noise})
             tally.max_abs, tally.noise = max(tally.max_abs, before), max(tally.noise, noise)
     return _verdict(tally, tuple(per_sample))

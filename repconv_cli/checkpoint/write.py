@@ -8,7 +8,7 @@ import secrets
 import signal
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +90,36 @@ def write_safetensors(
     """
     from repconv_cli.checkpoint import safetensors_bytes
 
+    return write_chunks(
+        path,
+        safetensors_bytes.chunks(tensors, metadata),
+        lambda written: safetensors_bytes.require_same(written, tensors, metadata),
+        force=force,
+        source=source,
+        dry_run=dry_run,
+    )
+
+
+def write_chunks(
+    path: str | Path,
+    chunks: Iterator[bytes | memoryview],
+    check: Callable[[Path], None],
+    *,
+    force: bool,
+    source: str | Path | None = None,
+    dry_run: bool = False,
+) -> WrittenFile:
+    """Return the file that now holds ``chunks``, after ``check`` has read back what is to be renamed.
+
+    Complete or not there, as :func:`write_safetensors` says. Whatever ``check`` raises ends it.
+    """
     target = check_output(path, force=force, source=source)
     shown = quoted(path, limit=200)
     try:
         with _sigterm_raises(), _temporary_beside(target) as (temporary, handle):
-            digest, size = _write_chunks(handle, safetensors_bytes.chunks(tensors, metadata))
+            digest, size = _write_chunks(handle, chunks)
             mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
-            safetensors_bytes.require_same(temporary, tensors, metadata)
+            check(temporary)
             if not dry_run:
                 # The name may have been taken while the tensors were written.
                 check_output(path, force=force, source=source)

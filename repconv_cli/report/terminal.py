@@ -30,6 +30,14 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in text)
 
 
+_KINDS = {
+    "module": "PyTorch module",
+    "weights": "weights with --arch",
+    "program": "torch.export program",
+    "onnx": "ONNX model",
+}
+
+
 class Report:
     """Renders a :class:`~repconv_cli.results.Result`; ``every`` lists each block on its own."""
 
@@ -54,10 +62,9 @@ class Report:
     def _head(self) -> Iterator[Text]:
         source = self.result.source
         size = f" · {_size(source.size_bytes)}" if source.size_bytes is not None else ""
-        kind = {"module": "PyTorch module", "weights": "weights with --arch", "program": "torch.export program"}
         yield Text.assemble(
             (plain(source.name), "bold"),
-            f"   {kind.get(source.kind, 'fused by repconv')} · {source.tensors} tensors · {source.dtype}{size}",
+            f"   {_KINDS.get(source.kind, 'fused by repconv')} · {source.tensors} tensors · {source.dtype}{size}",
         )
         yield Text(f"input     {_input(self.result.input)}")
         for note in (*source.notes, *self.result.notes):
@@ -149,7 +156,8 @@ class Report:
         if verification is not None:
             yield _verdict(result, verification)
         if result.command == "inspect" and result.blocks:
-            yield Text(f"Next: repconv fuse {plain(result.source.name)} OUT.safetensors   (and the same options)")
+            suffix = "onnx" if result.source.kind == "onnx" else "safetensors"
+            yield Text(f"Next: repconv fuse {plain(result.source.name)} OUT.{suffix}   (and the same options)")
 
 
 def _verdict(result: Result, verification: Verification) -> Text:
