@@ -16,7 +16,8 @@ from repconv_cli.checkpoint import check_output
 from repconv_cli.errors import InputError, OutputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, refusal_facts, totals
 from repconv_cli.graph.fuse import Fused, fuse_program
-from repconv_cli.graph.plan import Plan, make_plan
+from repconv_cli.graph.plan import Block, Plan, make_plan
+from repconv_cli.onnx.blocks import is_worth
 from repconv_cli.onnx.counts import count_operators, count_parameters
 from repconv_cli.onnx.operator import NotRunnableError
 from repconv_cli.onnx.reading import OnnxFile, is_onnx, read_onnx
@@ -46,6 +47,10 @@ class _Opened:
     inference: Inference
     translated: Translated
 
+    def is_worth(self, block: Block) -> bool:
+        """Whether a block is a gain in ONNX."""
+        return is_worth(self.translated, block)
+
     @property
     def facts(self) -> SourceFacts:
         """What is told of the source."""
@@ -74,7 +79,7 @@ def inspect(source: str | Path, options: Options, progress: Progress) -> Result:
     progress("Reading", 0, 0)
     opened = _open(source, options)
     progress("Analysing", 0, 0)
-    plan = make_plan(opened.translated.program, options.blocks)
+    plan = make_plan(opened.translated.program, options.blocks, is_worth=opened.is_worth)
     return Result(
         "inspect",
         opened.facts,
@@ -139,7 +144,14 @@ def _fuse(opened: _Opened, options: Options, progress: Progress | None) -> tuple
     program = opened.translated.program
 
     def run(inputs: list[tuple[Tensor, ...]]) -> Fused:
-        return fuse_program(program, inputs, only=options.blocks, seed=options.seed, progress=progress)
+        return fuse_program(
+            program,
+            inputs,
+            only=options.blocks,
+            seed=options.seed,
+            progress=progress,
+            is_worth=opened.is_worth,
+        )
 
     reason = ""
     # Sizes that are declared free need not be taken by all of the graph: then those that it was measured at.
@@ -241,7 +253,7 @@ def _require_same_call(opened: _Opened, written: OnnxFile, out: str) -> None:
 
 def _check_tensors(verification: Verification, opened: _Opened, written: OnnxFile, options: Options) -> Verification:
     """Compare every constant of the file with what a new plan gives; name the first that is off."""
-    fused = fuse_program(opened.translated.program, [], seed=options.seed)
+    fused = fuse_program(opened.translated.program, [], seed=options.seed, is_worth=opened.is_worth)
     expected = rewrite(opened.translated, fused.fusions, fused.program.tensors)
     mine = {tensor.name: tensor for tensor in expected.graph.initializer}
     theirs = written.initializers()

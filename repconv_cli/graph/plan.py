@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -73,11 +73,15 @@ class Plan:
 
 
 def make_plan(
-    program: Program, only: str | None = None, unproven: Mapping[tuple[fx.Node, fx.Node], str] | None = None
+    program: Program,
+    only: str | None = None,
+    unproven: Mapping[tuple[fx.Node, fx.Node], str] | None = None,
+    is_worth: Callable[[Block], bool] | None = None,
 ) -> Plan:
     """Return the plan for ``program``; ``only`` keeps the blocks whose name matches a glob.
 
-    ``unproven`` are nodes and anchors that failed their proof, with what it found: they are refused.
+    ``unproven`` are nodes and anchors that failed their proof, with what it found: they are refused. ``is_worth``
+    tells of a block whether it is a gain where it is written down, if that is not here; others are left alone.
     """
     from fnmatch import fnmatchcase
 
@@ -87,6 +91,8 @@ def make_plan(
     choices = select(program, analysis)
     naming = _Naming(program, analysis)
     blocks = [naming.block(choice) for choice in choices]
+    if is_worth is not None:
+        blocks = [block for block in blocks if is_worth(block)]
     if only is not None:
         names = [block.name for block in blocks]
         blocks = [block for block in blocks if fnmatchcase(block.name, only)]

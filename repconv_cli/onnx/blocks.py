@@ -10,11 +10,12 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from repconv_cli.graph.interpret import Constants
-from repconv_cli.graph.rewrite import Fusion
+from repconv_cli.graph.plan import Block
+from repconv_cli.graph.rewrite import Fusion, fuse_block
 from repconv_cli.onnx.arranging import arranged
 from repconv_cli.onnx.call import shape_without_values
 from repconv_cli.onnx.emit import Emitter, write_convolution
-from repconv_cli.onnx.table import aten
+from repconv_cli.onnx.table import aten, same
 from repconv_cli.onnx.translate import Translated
 
 if TYPE_CHECKING:
@@ -133,16 +134,16 @@ class BlockWriter:
             self.new[key] = self.store(key, self.tensors[key].to(fusion.block.anchor.meta["dtype"]))
         return self.new[key]
 
-    def _call(self, node: fx.Node, name_of: NameOf, same: dict[fx.Node, fx.Node] | None = None) -> str:
+    def _call(self, node: fx.Node, name_of: NameOf, stands_for: dict[fx.Node, fx.Node] | None = None) -> str:
         if node.target in _CONVOLUTIONS:
-            return self._convolution(node, name_of, same or {})
+            return self._convolution(node, name_of, stands_for or {})
         if node.target is aten.linear.default:
             return self._linear(node, name_of)
         args = map_arg(node.args, name_of)
         source = next((s for s in node.all_input_nodes if s.op != "get_attr"), None)
         return self.to.emit(node.target, args, dict(node.kwargs), source)
 
-    def _convolution(self, node: fx.Node, name_of: NameOf, same: dict[fx.Node, fx.Node]) -> str:
+    def _convolution(self, node: fx.Node, name_of: NameOf, stands_for: dict[fx.Node, fx.Node]) -> str:
         """Write a convolution; ONNX's pads each side by itself, so zeros padded before it are its own."""
         x, weight, bias, strides, padding, dilations, group = node.args
         assert isinstance(x, fx.Node)
@@ -154,10 +155,10 @@ class BlockWriter:
         else:
             pads = [list(padding), list(padding)]  # type: ignore[arg-type]
         # A symmetric padding of the convolution's own lies around what was padded before: both are zeros.
-        while (zeros := self._zeros_before(same.get(x, x), len(kernel))) is not None:
+        while (zeros := self._zeros_before(stands_for.get(x, x), len(kernel))) is not None:
             source, low, high = zeros
             pads = [_plus(pads[0], low), _plus(pads[1], high)]
-            if x in same:
+            if x in stands_for:
                 x, name_of = source, self.value
             else:
                 x = source
@@ -203,3 +204,29 @@ class BlockWriter:
 
 def _plus(left: list[int], right: list[int]) -> list[int]:
     return [a + b for a, b in zip(left, right, strict=True)]
+
+
+def is_worth(translated: Translated, block: Block) -> bool:
+    """Whether ``block`` written in ONNX is less work, or fewer nodes, than those that it replaces."""
+    if block.after.macs < block.before.macs:
+        return True
+    gone = [node for node in (block.node, *block.freed) if node not in translated.constants]
+    removed = {translated.origins[node] for node in gone}
+    copies = {translated.origins[node] for node in gone if node.target is same}
+    return _nodes_written(block) < len(removed - copies)
+
+
+def _nodes_written(block: Block) -> int:
+    """Return how many ONNX nodes :class:`BlockWriter` writes for ``block``, at most."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    fusion = fuse_block(block)
+    fusion.emit(graph, x)
+    count = 0
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        is_product = node.target is aten.linear.default and len(block.anchor.meta["shape"]) > 2
+        count += 2 if is_product or node.target is aten.addcmul.default or node.kwargs.get("alpha", 1) != 1 else 1
+        count -= node.target is aten.pad.default and "constant" in node.args
+    return count

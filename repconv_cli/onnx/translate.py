@@ -30,13 +30,15 @@ __all__ = ["Translated", "elementwise", "layers", "moves", "translate"]
 class Translated:
     """A file's graph as a program, and which node stands for what in the file.
 
-    ``values`` gives the node of each value by name; ``origins`` the place of the ONNX operator that a node belongs to.
+    ``values`` gives the node of each value by name; ``origins`` the place of the ONNX operator that a node belongs to;
+    ``constants`` are the nodes that no input reaches.
     """
 
     file: OnnxFile
     program: Program
     values: dict[str, fx.Node]
     origins: dict[fx.Node, int]
+    constants: frozenset[fx.Node]
 
     def names(self) -> dict[fx.Node, str]:
         """Return the name that a node's value has in the file."""
@@ -208,7 +210,7 @@ class _Translator:
             keywords=NO_KEYWORDS,
             outputs=Structure("tuple", (LEAF,) * len(outputs)),
         )
-        return Translated(self.file, program, self.values, self.origins)
+        return Translated(self.file, program, self.values, self.origins, frozenset(self.maker.constants))
 
 
 def captured(node: NodeProto) -> set[str]:
