@@ -95,7 +95,7 @@ def analyse(program: Program) -> Analysis:
                 if any(n not in analysis.steps for n in region):
                     analysis.steps[node], terms = probed, {}
                 terms = found | terms
-        candidates = ((a, _candidate(a, term)) for a, term in terms.items())
+        candidates = ((a, _candidate(a, term, program.pads_unevenly)) for a, term in terms.items())
         analysis.candidates[node] = {a: candidate for a, candidate in candidates if candidate is not None}
         available[node] |= terms
     return analysis
@@ -143,14 +143,14 @@ def _combine(
     return terms
 
 
-def _candidate(anchor: fx.Node, term: Term) -> Candidate | None:
+def _candidate(anchor: fx.Node, term: Term, pads_unevenly: bool) -> Candidate | None:
     """Return ``term`` with its cost; None for pads and pools alone, which no convolution should replace."""
     at = Anchor.of(anchor)
-    cost = _cost_of_term(term, at)
+    cost = _cost_of_term(term, at, pads_unevenly)
     return None if cost is None else Candidate(at, term, cost)
 
 
-def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
+def _cost_of_term(term: Term, anchor: Anchor, pads_unevenly: bool) -> Cost | None:
     """Return what one operator (two with explicit padding, none for the anchor itself) would cost."""
     if term.offset.ndim > 1:
         return None
@@ -165,7 +165,8 @@ def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
     if not _can_be_padded(geometry, anchor.sizes(term.axis)):
         return None
     macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
-    return moved + Cost(macs, 1 if pads_itself(term, anchor) else 2, 1)
+    pads = pads_itself(term, anchor) or (pads_unevenly and _pads_zeros(geometry, anchor.sizes(term.axis)))
+    return moved + Cost(macs, 1 if pads else 2, 1)
 
 
 def _can_be_padded(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
@@ -178,6 +179,12 @@ def _can_be_padded(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
         if min(axis.low, axis.high) < 0 or is_too_wide:
             return False
     return True
+
+
+def _pads_zeros(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
+    """Whether all that is needed around the input are zeros, and no side is cropped."""
+    reads_mode = geometry.padding_mode != "zeros" and geometry.reads_outside(sizes)
+    return not reads_mode and all(min(axis.low, axis.high) >= 0 for axis in geometry.axes)
 
 
 def pads_itself(term: Term, anchor: Anchor) -> bool:

@@ -175,7 +175,9 @@ class BlockWriter:
         """Return (what is padded, low, high) where ``node`` pads with zeros and has no name in the file."""
         if node in self.named or node in self.by_node or node.target is not aten.pad.default:
             return None
-        source, widths, mode, value = (*node.args, "constant", None)[:4] if len(node.args) < 4 else node.args
+        source, widths = node.args[:2]
+        mode = node.args[2] if len(node.args) > 2 else "constant"
+        value = node.args[3] if len(node.args) > 3 else 0
         assert isinstance(source, fx.Node)
         sides: list[int] = list(widths)  # type: ignore[arg-type]
         if mode != "constant" or value or min(sides) < 0 or len(sides) != 2 * dims:

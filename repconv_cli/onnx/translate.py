@@ -209,6 +209,7 @@ class _Translator:
             arguments=Structure("tuple", (LEAF,) * len(self.infos)),
             keywords=NO_KEYWORDS,
             outputs=Structure("tuple", (LEAF,) * len(outputs)),
+            pads_unevenly=True,
         )
         return Translated(self.file, program, self.values, self.origins, frozenset(self.maker.constants))
 
