@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from repconv_cli import __version__, convert_onnx
-from repconv_cli.checkpoint import check_output, read, write_safetensors
+from repconv_cli.checkpoint import check_output, read
 from repconv_cli.convert_onnx import is_onnx
 from repconv_cli.diagnosis import first_block_off, first_difference, looks_like
 from repconv_cli.errors import InputError, RepconvError
@@ -20,11 +20,11 @@ from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_fact
 from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.program import Program, ProgramModule
-from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.opening import FORMAT_VERSION, Opened, open_source, program_in, trace_source
 from repconv_cli.options import Options
+from repconv_cli.outputs import Written, check_format, make_output, read_output
 from repconv_cli.results import OutputFacts, Result, Verification
-from repconv_cli.verdict import compare, proof_inputs, random_inputs
+from repconv_cli.verdict import Model, compare, proof_inputs, random_inputs
 
 Progress = Callable[[str, int, int], None]
 
@@ -85,6 +85,7 @@ def fuse(
     path = None if isinstance(source, nn.Module) else Path(source)
     if path is not None and is_onnx(path):
         return convert_onnx.fuse(path, out, options, force=force, dry_run=dry_run, progress=clock.report)
+    check_format(out)
     check_output(out, force=force, source=path if path is not None and path.exists() else None)
     with clock.phase("Reading"):
         opened = open_source(source, options)
@@ -93,16 +94,14 @@ def fuse(
     with clock.phase("Fusing"):
         fused = _fuse(program, options, clock.report)
     with clock.phase("Verifying"):
-        final = fused.program
-        graph = to_json(final)
-        stored = from_json(graph, final.tensors)
-        verification = _compare(program, opened.module, stored, ProgramModule(stored), options)
-    facts = _fuse_result(opened, program, is_guessed, fused, final, verification, clock)
+        made = make_output(out, fused.program)
+        verification = _compare(program, opened.module, made.program, made.model, options)
+    facts = _fuse_result(opened, program, is_guessed, fused, fused.program, verification, clock)
     if facts.exit_code(options.strict):
         return facts
     with clock.phase("Writing"):
-        metadata = _metadata(opened, fused, facts, graph)
-        written = write_safetensors(out, final.tensors, metadata, force=force, source=path, dry_run=dry_run)
+        metadata = _metadata(opened, fused, facts)
+        written = made.write(out, metadata, force=force, source=path, dry_run=dry_run)
     output = OutputFacts(str(out), written.size_bytes, written.sha256, dry_run)
     return replace(facts, output=output, seconds=clock.seconds)
 
@@ -152,7 +151,7 @@ def _fuse(program: Program, options: Options, progress: Progress | None) -> Fuse
 
 
 def _compare(
-    original: Program, module: nn.Module, fused: Program, fused_module: nn.Module, options: Options
+    original: Program, module: nn.Module, fused: Program, fused_module: Model, options: Options
 ) -> Verification:
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -164,7 +163,7 @@ def _compare(
             part.training = training
 
 
-def _metadata(opened: Opened, fused: Fused, facts: Result, graph: str) -> dict[str, str]:
+def _metadata(opened: Opened, fused: Fused, facts: Result) -> dict[str, str]:
     """Return the file's metadata; no time and no absolute path, so that equal input gives equal bytes."""
     key_map = {key: list(fusion.block.sources) for fusion in fused.fusions for key in fusion.keys}
     key_map |= {lifted.key: list(lifted.sources) for lifted in fused.plan.lifted}
@@ -181,13 +180,11 @@ def _metadata(opened: Opened, fused: Fused, facts: Result, graph: str) -> dict[s
     }
     source = {"name": Path(opened.facts.name).name, "sha256": opened.facts.sha256}
     return {
-        "format": "pt",
         "repconv.format": FORMAT_VERSION,
         "repconv.version": __version__,
         "repconv.source": json.dumps(source),
         "repconv.key_map": json.dumps(key_map),
         "repconv.verification": json.dumps(figures),
-        "repconv.graph": graph,
     }
 
 
@@ -220,26 +217,21 @@ def verify(
         return convert_onnx.verify(source, out, options, clock.report)
     with clock.phase("Reading"):
         opened = open_source(source, options)
-        written = open_source(out, replace(options, arch=None, state_key=None))
-        if not written.is_fused:
-            raise InputError(
-                "it holds no graph, so its outputs cannot be computed", where=str(out), needed="a file that fuse wrote"
-            )
-        assert written.program is not None
-        stored = written.program
     with clock.phase("Tracing"):
         program, is_guessed = trace_source(opened, options)
-        _require_same_call(program, stored, str(out))
+    with clock.phase("Reading the output"):
+        written = read_output(out, program)
+        _require_same_call(program, written.program, str(out))
     with clock.phase("Comparing outputs"):
-        verification = _compare(program, opened.module, stored, ProgramModule(stored), options)
+        verification = _compare(program, opened.module, written.program, written.model, options)
     with clock.phase("Redoing the plan"):
-        verification = _check_tensors(verification, program, stored, options)
+        verification = _check_tensors(verification, program, written, options)
     return Result(
         "verify",
         opened.facts,
         input_facts(program, is_guessed),
         verification=verification,
-        output=OutputFacts(str(out), written.facts.size_bytes or 0, written.facts.sha256 or "", False),
+        output=OutputFacts(str(out), written.size_bytes, written.sha256, False),
         notes=program.notes,
         seconds=clock.seconds,
     )
@@ -257,17 +249,25 @@ def _require_same_call(program: Program, stored: Program, out: str) -> None:
             raise InputError(f"its input is fixed to {fixed.shape}, the comparison uses {info.example}", where=out)
 
 
-def _check_tensors(verification: Verification, program: Program, stored: Program, options: Options) -> Verification:
+def _check_tensors(verification: Verification, program: Program, written: Written, options: Options) -> Verification:
     """Compare every tensor in the file with what a new plan gives; name the first block that is off."""
     fused = _fuse(program, replace(options, blocks=None), None)
-    final = fused.program
-    if set(final.tensors) != set(stored.tensors):
+    final, stored = fused.program, written.program
+    verification = replace(verification, not_checked=(*verification.not_checked, *written.not_checked))
+    shared = {key for key, tensor in final.tensors.items() if key in written.tensors}
+    if written.has_own_names:
+        # An exporter stores what it computed from the others under names, and in shapes, of its own.
+        shared = {key for key in shared if final.tensors[key].shape == written.tensors[key].shape}
+        final, stored = (
+            replace(final, tensors={k: t[k] for k in sorted(shared)}) for t in (final.tensors, written.tensors)
+        )
+    elif set(final.tensors) != set(stored.tensors):
         reason = "the file's tensors are not those of a new plan, so they were judged by the outputs alone"
         return replace(verification, not_checked=(*verification.not_checked, reason))
     difference = first_difference(fused, final, stored)
     if difference is None:
-        found = replace(verification, tensors_checked=len(stored.tensors))
-        if found.passed:
+        found = replace(verification, tensors_checked=len(shared))
+        if found.passed or written.has_own_names:
             return found
         block = first_block_off(fused, final, stored, next(random_inputs(program, 1, options.seed)))
         looks = None if block is None else f"{block} has the right weights, and is not computed as it should be"
@@ -276,7 +276,7 @@ def _check_tensors(verification: Verification, program: Program, stored: Program
         verification,
         verdict="fail",
         passed=False,
-        tensors_checked=len(stored.tensors),
+        tensors_checked=len(shared),
         first_bad_block=difference.block,
         looks_like=looks_like(difference),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from repconv_cli.onnx.rewrite import planned_nodes, rewrite
 from repconv_cli.onnx.runs import Comparison
 from repconv_cli.onnx.shapes import Inference, infer
 from repconv_cli.onnx.translate import Translated, translate
-from repconv_cli.onnx.writing import write_onnx
+from repconv_cli.onnx.writing import set_metadata, write_onnx
 from repconv_cli.options import Options
 from repconv_cli.results import Change, OutputFacts, Result, SourceFacts, Totals, Verification
 from repconv_cli.verdict import Outputs, judge, proof_inputs, random_inputs
@@ -201,20 +201,8 @@ def _add_metadata(model: ModelProto, opened: _Opened, fused: Fused, verification
         "blocks": len(fused.fusions),
     }
     source = {"name": opened.file.path.name, "sha256": opened.file.sha256}
-    add_metadata(model, source, figures)
-
-
-def add_metadata(model: ModelProto, source: Mapping[str, object], figures: Mapping[str, object]) -> None:
-    """Set our own entries of the model's metadata, and no other."""
-    entries = {
-        "repconv.version": __version__,
-        "repconv.source": json.dumps(source),
-        "repconv.verification": json.dumps(figures),
-    }
-    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key not in entries]
-    del model.metadata_props[:]
-    for key, value in (*kept, *entries.items()):
-        model.metadata_props.add(key=key, value=value)
+    entries = {"version": __version__, "source": json.dumps(source), "verification": json.dumps(figures)}
+    set_metadata(model, {f"repconv.{name}": text for name, text in entries.items()})
 
 
 def verify(source: str | Path, out: str | Path, options: Options, progress: Progress) -> Result:

@@ -38,10 +38,11 @@ MAY_IMPORT = {
     "opening": {"checkpoint", "errors", "exported", "graph", "onnx", "options", "results"},
     "bench": {"graph", "onnx", "results", "errors"},
     "training": {"algebra", "errors"},
+    "outputs": {"checkpoint", "errors", "exported", "graph", "onnx", "opening", "options", "verdict"},
     "convert_onnx": {"checkpoint", "errors", "facts", "graph", "onnx", "options", "results", "verdict"},
     "convert": {
         "algebra", "bench", "checkpoint", "convert_onnx", "diagnosis", "errors", "exported", "facts", "graph", "onnx",
-        "opening", "options", "results", "verdict", "verify",
+        "opening", "options", "outputs", "results", "verdict", "verify",
     },
     "api": {"bench", "convert", "options", "results"},
     "report": {"errors", "results"},

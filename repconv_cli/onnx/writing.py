@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
@@ -79,6 +79,14 @@ def write_onnx(
         with suppress(OSError):
             old.unlink()
     return replace(written, size_bytes=written.size_bytes + data.size_bytes)
+
+
+def set_metadata(model: ModelProto, entries: Mapping[str, str]) -> None:
+    """Set these entries of the model's metadata; all others stay, in their order."""
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key not in entries]
+    del model.metadata_props[:]
+    for key, value in (*kept, *entries.items()):
+        model.metadata_props.add(key=key, value=value)
 
 
 def complaint(model: ModelProto) -> str | None:
