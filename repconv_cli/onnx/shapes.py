@@ -26,6 +26,8 @@ Shape = tuple[int, ...]
 # Sizes that published models take, the usual one first.
 _CANDIDATES = (224, 256, 640, 384, 64, 32, 512, 299, 128, 96, 16, 8)
 _TAP = "repconv.shape."
+# What onnxruntime says of an operator that it does not have; whatever else it says, the model is wrong.
+_NOT_KNOWN = ("NOT_IMPLEMENTED", "not a registered function/op", "No opset import for domain")
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,10 @@ def infer(file: OnnxFile, given: tuple[Shape, ...]) -> Inference:
         raise failure
     if session is not None and is_guessed:
         raise InputError("no size was found that the model takes", hint="Give it, such as --input 1,3,224,224.")
-    # onnxruntime cannot run it (an operator of a domain of its own): sizes by inference alone.
     assert failure is not None
+    if not any(reason in failure.found for reason in _NOT_KNOWN):
+        raise failure
+    # onnxruntime has no such operator (one of a domain of its own): sizes by inference alone.
     infos = tries[0]
     return Inference(_joined(types, _inferred_sizes(file.model, infos)), tuple(infos), is_guessed, failure.found)
 
