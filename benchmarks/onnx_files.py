@@ -19,6 +19,7 @@ os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
 import numpy as np
 import onnx
 import torch
+from onnxscript import optimizer
 from torch import nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
@@ -42,6 +43,9 @@ def export_unfused(model: ZooModel, module: nn.Module, path: Path) -> None:
         exported = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=free)
         program = torch.onnx.export(exported, dynamo=True, optimize=False, verbose=False)
     assert program is not None
+    # Only what constants decide, which OpenVINO does not read otherwise; this merges nothing.
+    optimizer.fold_constants(program.model, output_size_limit=1 << 20)
+    optimizer.remove_unused_nodes(program.model)
     program.save(path)
 
 

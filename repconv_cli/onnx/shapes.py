@@ -7,6 +7,7 @@ fixed follows from the declared inputs by ONNX's own inference, and onnxruntime 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ Shape = tuple[int, ...]
 # Sizes that published models take, the usual one first.
 _CANDIDATES = (224, 256, 640, 384, 64, 32, 512, 299, 128, 96, 16, 8)
 _TAP = "repconv.shape."
+_MOST_VALUES = 2**31
 # What onnxruntime says of an operator that it does not have; whatever else it says, the model is wrong.
 _NOT_KNOWN = ("NOT_IMPLEMENTED", "not a registered function/op", "No opset import for domain")
 
@@ -72,6 +74,7 @@ def infer(file: OnnxFile, given: tuple[Shape, ...]) -> Inference:
     tries = [_resized(inputs, given)] if given else _guesses(file, inputs)
     failure: InputError | None = None
     session: Session | None = None
+    _check_memory(_inferred_sizes(file.model, tries[0]))
     try:
         names = _tensor_names(file.model, types)
         session = Session(_tapped(file.model, names), file.folder)
@@ -99,6 +102,13 @@ def infer(file: OnnxFile, given: tuple[Shape, ...]) -> Inference:
     # onnxruntime has no such operator (one of a domain of its own): sizes by inference alone.
     infos = tries[0]
     return Inference(_joined(types, _inferred_sizes(file.model, infos)), tuple(infos), is_guessed, failure.found)
+
+
+def _check_memory(sizes: dict[str, Shape]) -> None:
+    """Raise where a value would be larger than any that a model of use has: a few bytes can ask for all memory."""
+    for name, shape in sizes.items():
+        if prod(shape) > _MOST_VALUES:
+            raise InputError(f"its value {quoted(name)} would hold {prod(shape):,} numbers", needed=f"{_MOST_VALUES:,}")
 
 
 def _input_info(value: Any) -> InputInfo:

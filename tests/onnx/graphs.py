@@ -103,6 +103,14 @@ def save(model: onnx.ModelProto, folder: Path, name: str = "in.onnx") -> Path:
     return path
 
 
+def external(model: onnx.ModelProto, folder: Path, location: str = "in.onnx.data") -> Path:
+    path = folder / "in.onnx"
+    onnx.save_model(
+        model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=location, size_threshold=0
+    )
+    return path
+
+
 def fuse(model: onnx.ModelProto, folder: Path, **options: Any) -> tuple[onnx.ModelProto, Result]:
     """Return the model that ``repconv fuse`` writes, and its report."""
     source, out = save(model, folder), folder / "out.onnx"
