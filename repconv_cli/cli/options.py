@@ -15,7 +15,7 @@ from repconv_cli.errors import InputError
 from repconv_cli.options import MAX_RATIO, Limits, Options
 
 Source = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="A checkpoint: saved module, .pt2 program, or weights with --arch.")
+    Path, typer.Argument(metavar="SOURCE", help="A saved module, .pt2 program, ONNX model, or weights with --arch.")
 ]
 
 
