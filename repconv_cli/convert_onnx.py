@@ -15,6 +15,7 @@ from repconv_cli import __version__
 from repconv_cli.checkpoint import check_output
 from repconv_cli.errors import InputError, OutputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, refusal_facts, totals
+from repconv_cli.graph.certificate import Certificate
 from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.plan import Block, Plan, make_plan
 from repconv_cli.onnx.blocks import is_worth
@@ -27,7 +28,7 @@ from repconv_cli.onnx.shapes import Inference, infer
 from repconv_cli.onnx.translate import Translated, translate
 from repconv_cli.onnx.writing import set_metadata, write_onnx
 from repconv_cli.options import Options
-from repconv_cli.results import Change, OutputFacts, Result, SourceFacts, Totals, Verification
+from repconv_cli.results import BlockFacts, Change, OutputFacts, Result, SourceFacts, Totals, Verification
 from repconv_cli.verdict import Outputs, judge, proof_inputs, random_inputs
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class _Opened:
     file: OnnxFile
     inference: Inference
     translated: Translated
+
+    def block_facts(self, block: Block, certificate: Certificate | None = None) -> BlockFacts:
+        """Return what is told of a block; its sources are those that the file names."""
+        facts = block_facts(block, certificate)
+        return replace(facts, sources=tuple(key for key in facts.sources if key in self.translated.values))
 
     def is_worth(self, block: Block) -> bool:
         """Whether a block is a gain in ONNX."""
@@ -84,7 +90,7 @@ def inspect(source: str | Path, options: Options, progress: Progress) -> Result:
         "inspect",
         opened.facts,
         input_facts(opened.translated.program, opened.inference.is_guessed),
-        tuple(block_facts(block) for block in plan.blocks),
+        tuple(opened.block_facts(block) for block in plan.blocks),
         tuple(refusal_facts(plan)),
         _totals(opened, plan),
         notes=_notes(opened),
@@ -125,7 +131,7 @@ def fuse(
         "fuse",
         opened.facts,
         input_facts(opened.translated.program, opened.inference.is_guessed),
-        tuple(block_facts(b, c) for b, c in zip(fused.plan.blocks, fused.certificates, strict=True)),
+        tuple(opened.block_facts(b, c) for b, c in zip(fused.plan.blocks, fused.certificates, strict=True)),
         tuple(refusal_facts(fused.plan)),
         _totals(opened, fused.plan, model),
         verification,
