@@ -11,9 +11,10 @@ from pathlib import Path
 
 from torch import nn
 
-from repconv_cli import __version__
-from repconv_cli.checkpoint import check_output, read, write_safetensors
+from repconv_cli import __version__, convert_onnx
+from repconv_cli.checkpoint import check_output, read
 from repconv_cli.contents import inspect_contents
+from repconv_cli.convert_onnx import is_onnx
 from repconv_cli.diagnosis import first_block_off, first_difference, largest_error, looks_like
 from repconv_cli.drawing import with_drawing
 from repconv_cli.errors import InputError, RepconvError
@@ -22,11 +23,12 @@ from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.kept import in_eval_mode
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.program import Program, ProgramModule
-from repconv_cli.graph.serial import from_json, to_json
+from repconv_cli.graph.serial import to_json
 from repconv_cli.opening import FORMAT_VERSION, Opened, open_source, own_example, program_in, trace_source
 from repconv_cli.options import Options
+from repconv_cli.outputs import Written, check_format, make_output, read_output
 from repconv_cli.results import OutputFacts, Result, Verification
-from repconv_cli.verdict import compare, proof_inputs, random_inputs
+from repconv_cli.verdict import Model, compare, proof_inputs, random_inputs
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,6 +55,8 @@ def inspect(source: str | Path | nn.Module, options: Options | None = None, prog
     Of weights without an architecture, return what they hold.
     """
     options, clock = options or Options(), Clock(progress)
+    if not isinstance(source, nn.Module) and is_onnx(source):
+        return convert_onnx.inspect(source, options, clock.report)
     contents = None if isinstance(source, nn.Module) else inspect_contents(source, options)
     if contents is not None:
         return contents
@@ -91,6 +95,9 @@ def fuse(
     """
     options, clock = options or Options(), Clock(progress)
     path = None if isinstance(source, nn.Module) else Path(source)
+    if path is not None and is_onnx(path):
+        return convert_onnx.fuse(path, out, options, force=force, dry_run=dry_run, progress=clock.report)
+    check_format(out)
     check_output(out, force=force, source=path if path is not None and path.exists() else None)
     with clock.phase("Reading"):
         opened = open_source(source, options)
@@ -99,18 +106,16 @@ def fuse(
     with clock.phase("Fusing"):
         fused = fuse_traced(program, options, clock.report)
     with clock.phase("Verifying"):
-        final = fused.program
-        graph = to_json(final)
-        stored = from_json(graph, final.tensors)
-        verification = compare_outputs(program, opened.module, stored, ProgramModule(stored), options)
-    facts = _fuse_result(opened, program, is_guessed, fused, final, verification, clock)
+        made = make_output(out, fused.program)
+        verification = compare_outputs(program, opened.module, made.program, made.model, options)
+    facts = _fuse_result(opened, program, is_guessed, fused, fused.program, verification, clock)
     if options.draw:
         facts = with_drawing(facts, fused.plan, clock.report)
     if facts.exit_code(options.strict):
         return facts
     with clock.phase("Writing"):
-        metadata = _metadata(opened, fused, facts, graph)
-        written = write_safetensors(out, final.tensors, metadata, force=force, source=path, dry_run=dry_run)
+        metadata = _metadata(opened, fused, facts)
+        written = made.write(out, metadata, force=force, source=path, dry_run=dry_run)
     output = OutputFacts(str(out), written.size_bytes, written.sha256, dry_run)
     return replace(facts, output=output, seconds=clock.seconds)
 
@@ -161,7 +166,7 @@ def fuse_traced(program: Program, options: Options, progress: Progress | None) -
 
 
 def compare_outputs(
-    original: Program, module: nn.Module, fused: Program, fused_module: nn.Module, options: Options
+    original: Program, module: nn.Module, fused: Program, fused_module: Model, options: Options
 ) -> Verification:
     """Return the verdict on the user's inputs, else on random ones; ``module`` is in eval mode for it."""
     own = own_example(module, options)
@@ -172,7 +177,7 @@ def compare_outputs(
         return compare(original, module, fused, fused_module, inputs, options.limits)
 
 
-def _metadata(opened: Opened, fused: Fused, facts: Result, graph: str) -> dict[str, str]:
+def _metadata(opened: Opened, fused: Fused, facts: Result) -> dict[str, str]:
     """Return the file's metadata; no time and no absolute path, so that equal input gives equal bytes."""
     key_map = {key: list(fusion.block.sources) for fusion in fused.fusions for key in fusion.keys}
     key_map |= {lifted.key: list(lifted.sources) for lifted in fused.plan.lifted}
@@ -189,13 +194,11 @@ def _metadata(opened: Opened, fused: Fused, facts: Result, graph: str) -> dict[s
     }
     source = {"name": Path(opened.facts.name).name, "sha256": opened.facts.sha256}
     return {
-        "format": "pt",
         "repconv.format": FORMAT_VERSION,
         "repconv.version": __version__,
         "repconv.source": json.dumps(source),
         "repconv.key_map": json.dumps(key_map),
         "repconv.verification": json.dumps(figures),
-        "repconv.graph": graph,
     }
 
 
@@ -224,29 +227,26 @@ def verify(
 ) -> Result:
     """Judge the file that lies at ``out`` against ``source``: outputs, and each fused tensor against a new plan."""
     options, clock = options or Options(), Clock(progress)
+    if not isinstance(source, nn.Module) and is_onnx(source):
+        return convert_onnx.verify(source, out, options, clock.report)
     with clock.phase("Reading"):
         opened = open_source(source, options)
-        written = open_source(out, replace(options, arch=None, state_key=None))
-        if not written.is_fused:
-            raise InputError(
-                "it holds no graph, so its outputs cannot be computed", where=str(out), needed="a file that fuse wrote"
-            )
-        assert written.program is not None
-        stored = written.program
     with clock.phase("Tracing"):
         program, is_guessed = trace_source(opened, options)
-        require_same_call(program, stored, str(out))
+    with clock.phase("Reading the output"):
+        written = read_output(out, program)
+        require_same_call(program, written.program, str(out))
     with clock.phase("Comparing outputs"):
-        verification = compare_outputs(program, opened.module, stored, ProgramModule(stored), options)
+        verification = compare_outputs(program, opened.module, written.program, written.model, options)
     with clock.phase("Redoing the plan"):
         fused = fuse_traced(program, replace(options, blocks=None), None)
-        verification = _check_tensors(verification, program, fused, stored, options)
+        verification = _check_tensors(verification, program, fused, written, options)
     result = Result(
         "verify",
         opened.facts,
         input_facts(program, is_guessed),
         verification=verification,
-        output=OutputFacts(str(out), written.facts.size_bytes or 0, written.facts.sha256 or "", False),
+        output=OutputFacts(str(out), written.size_bytes, written.sha256, False),
         notes=program.notes,
         seconds=clock.seconds,
     )
@@ -274,18 +274,26 @@ def _unchecked(verification: Verification, reason: str) -> Verification:
 
 
 def _check_tensors(
-    verification: Verification, program: Program, fused: Fused, stored: Program, options: Options
+    verification: Verification, program: Program, fused: Fused, written: Written, options: Options
 ) -> Verification:
     """Compare every tensor in the file with what a new plan gives; name the first block that is off."""
-    final = fused.program
-    if set(final.tensors) != set(stored.tensors):
+    final, stored = fused.program, written.program
+    verification = replace(verification, not_checked=(*verification.not_checked, *written.not_checked))
+    shared = {key for key, tensor in final.tensors.items() if key in written.tensors}
+    if written.has_foreign_names:
+        # An exporter stores what it computed from the others under names, and in shapes, of its own.
+        shared = {key for key in shared if final.tensors[key].shape == written.tensors[key].shape}
+        final, stored = (
+            replace(final, tensors={k: t[k] for k in sorted(shared)}) for t in (final.tensors, written.tensors)
+        )
+    elif set(final.tensors) != set(stored.tensors):
         return _unchecked(verification, "the file's tensors are not those of a new plan")
     difference = first_difference(fused, final, stored)
     if difference is None:
-        found = replace(verification, tensors_checked=len(stored.tensors))
-        if to_json(final) != to_json(stored):
+        found = replace(verification, tensors_checked=len(shared))
+        if written.has_planned_graph and to_json(final) != to_json(stored):
             found = _unchecked(found, "the file's graph is not that of a new plan")
-        if found.passed:
+        if found.passed or written.has_foreign_names:
             return found
         block = first_block_off(fused, final, stored, next(random_inputs(program, 1, options.seed)))
         looks = None if block is None else f"{block} has the right weights, and is not computed as it should be"
@@ -294,7 +302,7 @@ def _check_tensors(
         verification,
         verdict="fail",
         passed=False,
-        tensors_checked=len(stored.tensors),
+        tensors_checked=len(shared),
         first_bad_block=difference.block,
         looks_like=looks_like(difference),
         largest_error=largest_error(difference),

@@ -30,7 +30,8 @@ class Difference:
 
 def first_difference(fused: Fused, expected: Program, found: Program) -> Difference | None:
     """Return the first tensor of ``found`` that is not ``expected``'s, blocks first and in their order; else None."""
-    by_block = [(fusion.block.name, key) for fusion in fused.fusions for key in fusion.keys]
+    keys = [(fusion.block.name, key) for fusion in fused.fusions for key in fusion.keys]
+    by_block = [(name, key) for name, key in keys if key in expected.tensors]
     made = {key for _, key in by_block}
     others = [(key, key) for key in expected.tensors if key not in made]
     off = [(name, key) for name, key in (*by_block, *others) if not _agree(expected.tensors[key], found.tensors[key])]

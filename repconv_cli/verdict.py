@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from repconv_cli.graph.choices import has_choices, run_choosing
+from repconv_cli.graph.choices import count_choices, run_choosing
 from repconv_cli.graph.interpret import run_program
 from repconv_cli.graph.program import InputInfo, Program
 from repconv_cli.options import Limits
@@ -90,26 +90,21 @@ def compare(
 
     The programs give the float64 runs. Every floating output is judged; a NaN in the fused one alone is a failure.
     """
-    tally = _Tally()
-    per_sample = []
-    with torch.no_grad():
-        for leaves in inputs:
-            before, noise = tally.max_abs, tally.noise
-            tally.max_abs = tally.noise = 0.0
-            runs = _runs_choosing if has_choices(original) else _runs
-            _add_sample(tally, runs(original, original_model, fused, fused_model, leaves), limits)
-            per_sample.append({"max_abs": tally.max_abs, "noise": tally.noise})
-            tally.max_abs, tally.noise = max(tally.max_abs, before), max(tally.noise, noise)
-    found = _verdict(tally, tuple(per_sample))
-    if not has_choices(original):
-        return found
+    choices = count_choices(original)
+    if not choices or count_choices(fused) != choices:
+        return judge((_runs(original, original_model, fused, fused_model, leaves) for leaves in inputs), limits)
+    runs = (_runs_choosing(original, original_model, fused, fused_model, leaves) for leaves in inputs)
+    found = judge(runs, limits)
     told = "which values are chosen (top-k, largest): rounding alone changes it, so both models were given one choice"
-    return replace(found, assumptions=(*found.assumptions, told))
+    found = replace(found, assumptions=(*found.assumptions, told))
+    if isinstance(fused_model, nn.Module):
+        return found
+    return replace(found, not_checked=(*found.not_checked, "outputs of the runtime itself, which makes its own choice"))
 
 
 @dataclass(frozen=True)
-class _Outputs:
-    """Tensors of four runs: original and fused, each in its own dtype and in float64."""
+class Outputs:
+    """What the original and the fused model gave for one input, and what both give in float64."""
 
     expected: list[Tensor]
     found: list[Tensor]
@@ -117,11 +112,25 @@ class _Outputs:
     exact_fused: list[Tensor]
 
 
+def judge(runs: Iterator[Outputs], limits: Limits) -> Verification:
+    """Return the verdict on all ``runs`` together."""
+    tally = _Tally()
+    per_sample = []
+    with torch.no_grad():
+        for outputs in runs:
+            before, noise = tally.max_abs, tally.noise
+            tally.max_abs = tally.noise = 0.0
+            _add_sample(tally, outputs, limits)
+            per_sample.append({"max_abs": tally.max_abs, "noise": tally.noise})
+            tally.max_abs, tally.noise = max(tally.max_abs, before), max(tally.noise, noise)
+    return _verdict(tally, tuple(per_sample))
+
+
 def _runs(
     original: Program, original_model: Model, fused: Program, fused_model: Model, leaves: tuple[Tensor, ...]
-) -> _Outputs:
+) -> Outputs:
     args, kwargs = _call(original, leaves)
-    return _Outputs(
+    return Outputs(
         _tensors(original_model(*args, **kwargs)),
         _tensors(fused_model(*args, **kwargs)),
         _tensors(run_program(original, leaves)[0]),
@@ -131,7 +140,7 @@ def _runs(
 
 def _runs_choosing(
     original: Program, original_model: Model, fused: Program, fused_model: Model, leaves: tuple[Tensor, ...]
-) -> _Outputs:
+) -> Outputs:
     """Return the runs with the original's choices in all four, and the scores among the outputs.
 
     The graphs are run in place of the models, which cannot be told what to choose.
@@ -140,7 +149,7 @@ def _runs_choosing(
     first = run_choosing(original, leaves, in_double=False)
     forms = [(fused, False), (original, True), (fused, True)]
     others = [run_choosing(program, leaves, in_double=double, chosen=first.chosen) for program, double in forms]
-    return _Outputs(first.tensors(), *(run.tensors() for run in others))
+    return Outputs(first.tensors(), *(run.tensors() for run in others))
 
 
 def _call(program: Program, leaves: tuple[Tensor, ...]) -> tuple[Any, Any]:
@@ -152,7 +161,7 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _add_sample(tally: _Tally, runs: _Outputs, limits: Limits) -> None:
+def _add_sample(tally: _Tally, runs: Outputs, limits: Limits) -> None:
     expected, found = runs.expected, runs.found
     if len(expected) != len(found) or any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
         tally.is_bad = True

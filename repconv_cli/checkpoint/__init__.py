@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from repconv_cli.checkpoint.formats import FileFormat
 from repconv_cli.checkpoint.source import Source, read
-from repconv_cli.checkpoint.write import WrittenFile, check_output, write_safetensors, write_text
+from repconv_cli.checkpoint.write import WrittenFile, check_output, write_chunks, write_safetensors, write_text
 
-__all__ = ["FileFormat", "Source", "WrittenFile", "check_output", "read", "write_safetensors", "write_text"]
+__all__ = [
+    "FileFormat",
+    "Source",
+    "WrittenFile",
+    "check_output",
+    "read",
+    "write_chunks",
+    "write_safetensors",
+    "write_text",
+]

@@ -108,7 +108,7 @@ def _unknown(head: bytes, size: int) -> tuple[str]:
     start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return (f"this is an HTML page, perhaps a failed download; needed: {_READABLE}",)
-    if _looks_like_onnx(head):
+    if opens_onnx(head):
         return (f"this is an ONNX model; needed: {_READABLE}. {_ONNX_HINT}",)
     if head.startswith(b"\x80") and len(head) > 1 and head[1] <= 5:
         return (f"this is a bare pickle, not a torch checkpoint; needed: {_READABLE}. Save it with torch.save.",)
@@ -158,9 +158,11 @@ def _opens_legacy_checkpoint(head: bytes) -> bool:
     return as_bytes or head.startswith(b"L%dL\n." % LEGACY_MAGIC)
 
 
-def _looks_like_onnx(head: bytes) -> bool:
-    # A protobuf ModelProto opens with field 1 (ir_version, a small varint), then producer_name (field 2, text).
-    return len(head) > 4 and head[0] == 0x08 and head[1] <= 20 and head[2] in (0x12, 0x3A, 0x42)
+def opens_onnx(head: bytes) -> bool:
+    """Whether a file that starts with ``head`` is an ONNX model."""
+    # A protobuf ModelProto opens with field 1 (ir_version, a small number), then any of its texts, or its graph.
+    after = (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+    return len(head) > 4 and head[0] == 0x08 and head[1] <= 20 and head[2] in after
 
 
 def _require_regular(mode: int) -> None:

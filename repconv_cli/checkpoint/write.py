@@ -94,13 +94,38 @@ def write_safetensors(
     """
     from repconv_cli.checkpoint import safetensors_bytes
 
+    return write_chunks(
+        path,
+        safetensors_bytes.chunks(tensors, metadata),
+        lambda written: safetensors_bytes.require_same(written, tensors, metadata, release),
+        force=force,
+        source=source,
+        dry_run=dry_run,
+        release=release,
+    )
+
+
+def write_chunks(
+    path: str | Path,
+    chunks: Iterator[bytes | memoryview],
+    check: Callable[[Path], None],
+    *,
+    force: bool,
+    source: str | Path | None = None,
+    dry_run: bool = False,
+    release: Callable[[], None] | None = None,
+) -> WrittenFile:
+    """Return the file that now holds ``chunks``, after ``check`` has read back what is to be renamed.
+
+    Complete or not there, as :func:`write_safetensors` says. Whatever ``check`` raises ends it.
+    """
     target = check_output(path, force=force, source=source)
     shown = quoted(path, limit=200)
     try:
         with _sigterm_raises(), _temporary_beside(target) as (temporary, handle):
-            digest, size = _write_chunks(handle, safetensors_bytes.chunks(tensors, metadata), release)
+            digest, size = _write_chunks(handle, chunks, release)
             mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
-            safetensors_bytes.require_same(temporary, tensors, metadata, release)
+            check(temporary)
             if not dry_run:
                 # The name may have been taken while the tensors were written.
                 check_output(path, force=force, source=source)

@@ -17,7 +17,8 @@ from repconv_cli.options import MAX_RATIO, Limits, Options
 Source = Annotated[
     Path,
     typer.Argument(
-        metavar="SOURCE", help="A checkpoint: saved module, .pt2 program, hub folder, or weights with --arch."
+        metavar="SOURCE",
+        help="A checkpoint: saved module, .pt2 program, hub folder, ONNX model, or weights with --arch.",
     ),
 ]
 

@@ -8,6 +8,7 @@ from math import prod
 
 from torch import fx
 
+from repconv_cli.algebra import Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants, region_between
 from repconv_cli.graph.probe import linear_sources, probed_step
@@ -99,9 +100,9 @@ def analyse(program: Program) -> Analysis:
                     analysis.steps[node], terms = probed, {}
                     rows[node] = {node: Rows()}
                 terms = found | terms
-        candidates = ((a, _candidate(Anchor.of(a), term)) for a, term in terms.items())
+        candidates = ((a, _candidate(Anchor.of(a), term, program.pads_unevenly)) for a, term in terms.items())
         analysis.candidates[node] = {a: candidate for a, candidate in candidates if candidate is not None}
-        analysis.candidates[node] |= _unrolled_candidates(node, rows[node], terms, analysis)
+        analysis.candidates[node] |= _unrolled_candidates(node, rows[node], terms, analysis, program.pads_unevenly)
         available[node] |= terms
     return analysis
 
@@ -112,13 +113,13 @@ def _rows(node: fx.Node, rows: dict[fx.Node, dict[fx.Node, Rows]], analysis: Ana
 
 
 def _unrolled_candidates(
-    node: fx.Node, rows: dict[fx.Node, Rows], terms: dict[fx.Node, Term], analysis: Analysis
+    node: fx.Node, rows: dict[fx.Node, Rows], terms: dict[fx.Node, Term], analysis: Analysis, pads_unevenly: bool
 ) -> dict[fx.Node, Candidate]:
     """Return ``node`` as one layer on whole rows of anchors on which it is no convolution over positions."""
     found: dict[fx.Node, Candidate] = {}
     for anchor, row in rows.items():
         pair = unrolled(node, anchor, row, analysis.constants) if anchor not in terms else None
-        candidate = None if pair is None else _candidate(*pair)
+        candidate = None if pair is None else _candidate(*pair, pads_unevenly)
         if candidate is not None:
             found[anchor] = candidate
     return found
@@ -166,13 +167,13 @@ def _combine(
     return terms
 
 
-def _candidate(anchor: Anchor, term: Term) -> Candidate | None:
+def _candidate(anchor: Anchor, term: Term, pads_unevenly: bool) -> Candidate | None:
     """Return ``term`` with its cost; None for pads and pools alone, which no convolution should replace."""
-    cost = _cost_of_term(term, anchor)
+    cost = _cost_of_term(term, anchor, pads_unevenly)
     return None if cost is None else Candidate(anchor, term, cost)
 
 
-def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
+def _cost_of_term(term: Term, anchor: Anchor, pads_unevenly: bool) -> Cost | None:
     """Return what one operator (two with explicit padding, none for the anchor itself) would cost."""
     if term.offset.ndim > 1:
         return None
@@ -187,7 +188,14 @@ def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
     if not can_be_padded(geometry, anchor.sizes(term.axis)):
         return None
     macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
-    return moved + Cost(macs, 1 if pads_itself(term, anchor) else 2, 1)
+    pads = pads_itself(term, anchor) or (pads_unevenly and _pads_zeros(geometry, anchor.sizes(term.axis)))
+    return moved + Cost(macs, 1 if pads else 2, 1)
+
+
+def _pads_zeros(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
+    """Whether all that is needed around the input are zeros, and no side is cropped."""
+    reads_mode = geometry.padding_mode != "zeros" and geometry.reads_outside(sizes)
+    return not reads_mode and all(min(axis.low, axis.high) >= 0 for axis in geometry.axes)
 
 
 def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:

@@ -41,9 +41,9 @@ def is_choice(node: fx.Node) -> bool:
     return True
 
 
-def has_choices(program: Program) -> bool:
-    """Whether an output may depend on a choice."""
-    return any(is_choice(node) for node in program.graph.nodes)
+def count_choices(program: Program) -> int:
+    """Return how many choices outputs may depend on."""
+    return sum(is_choice(node) for node in program.graph.nodes)
 
 
 @dataclass

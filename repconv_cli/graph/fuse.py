@@ -102,6 +102,7 @@ def fuse_program(
     only: str | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
+    is_worth: Callable[[Block], bool] | None = None,
 ) -> Fused:
     """Return ``program`` with every block of its plan fused and certified, and proved as a whole on ``inputs``.
 
@@ -113,7 +114,7 @@ def fuse_program(
         expected = run_side_by_side(program, samples, lambda key: program.tensors[key])
     unproven: dict[tuple[str, str], str] = {}
     while True:
-        plan = make_plan(program, only, unproven)
+        plan = make_plan(program, only, unproven, is_worth)
         try:
             fused, found = _execute(plan, samples, dtype, seed, progress)
         except _BlockUnprovenError as failure:

@@ -63,7 +63,7 @@ def _shortened(text: str) -> str:
 
 
 def _label(step: Step) -> str:
-    if step.leaf is None:
+    if step.leaf is None or not step.label:
         return step.label
     geometry = step.leaf.geometry
     is_depthwise = geometry.groups == geometry.in_channels > 1

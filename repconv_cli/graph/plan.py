@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -78,15 +78,22 @@ class Plan:
         return {node for block in self.blocks for node in (block.node, *block.freed)}
 
 
-def make_plan(program: Program, only: str | None = None, unproven: Mapping[tuple[str, str], str] | None = None) -> Plan:
+def make_plan(
+    program: Program,
+    only: str | None = None,
+    unproven: Mapping[tuple[str, str], str] | None = None,
+    is_worth: Callable[[Block], bool] | None = None,
+) -> Plan:
     """Return the plan for ``program``; ``only`` keeps the blocks whose name matches a glob.
 
     ``unproven`` are the names of nodes and anchors that failed their proof, with what it found: they are refused.
+    ``is_worth`` tells of a block whether it is a gain where it is written down, if that is not here; others are left.
     """
     whole: set[str] = set()
     while True:
-        spread, parts = spread_norms(program, whole)
-        plan = replace(_plan(spread, only, unproven or {}, list(parts.values())), source=program)
+        # Where others write the plan down, node by node, the graph stays as it is.
+        spread, parts = spread_norms(program, whole) if is_worth is None else (program, {})
+        plan = replace(_plan(spread, only, unproven or {}, list(parts.values()), is_worth), source=program)
         folded = {node.name for node in plan.removed()}
         left = {norm for norm, names in parts.items() if not folded.issuperset(names)}
         if not left:
@@ -96,7 +103,11 @@ def make_plan(program: Program, only: str | None = None, unproven: Mapping[tuple
 
 
 def _plan(
-    program: Program, only: str | None, unproven: Mapping[tuple[str, str], str], together: list[tuple[str, ...]]
+    program: Program,
+    only: str | None,
+    unproven: Mapping[tuple[str, str], str],
+    together: list[tuple[str, ...]],
+    is_worth: Callable[[Block], bool] | None,
 ) -> Plan:
     """Return the plan for a graph in which each of ``together`` are the parts of one norm: taken all or none."""
     analysis = analyse(program)
@@ -107,6 +118,8 @@ def _plan(
     choices = select(program, analysis)
     naming = _Naming(program, analysis)
     blocks = [naming.block(choice) for choice in choices]
+    if is_worth is not None:
+        blocks = [block for block in blocks if is_worth(block)]
     if only is not None:
         names = [block.name for block in blocks]
         blocks = _matching(blocks, only, together)

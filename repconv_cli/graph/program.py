@@ -114,7 +114,8 @@ class Program:
 
     Every ``call_function`` node that gives one tensor has ``meta`` entries ``shape`` (sizes at the traced example),
     ``free`` (which of them may vary), ``dtype`` and ``module`` (the path of the module that made it).
-    The graph is functional: nothing in it writes to a tensor.
+    The graph is functional: nothing in it writes to a tensor. ``pads_unevenly`` says that where it is written down a
+    convolution pads each side by itself, so that no pad is needed before it.
     """
 
     graph: fx.Graph
@@ -125,6 +126,7 @@ class Program:
     keywords: Structure
     outputs: Structure
     notes: tuple[str, ...] = field(default=())
+    pads_unevenly: bool = False
 
     def placeholders(self) -> list[fx.Node]:
         """Return the user input nodes in order."""

@@ -12,6 +12,7 @@ _KINDS = {
     "module": "PyTorch module",
     "weights": "weights with their architecture",
     "program": "torch.export program",
+    "onnx": "ONNX model",
     "fused": "fused by repconv",
 }
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repconv_cli.graph.choices import has_choices, run_choosing
+from repconv_cli.graph.choices import count_choices, run_choosing
 from repconv_cli.graph.fuse import fuse_program
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.trace import trace
@@ -58,7 +58,7 @@ def judge(program: Program, fused: Program) -> Verification:
 @pytest.mark.parametrize("name", PICKS)
 def test_rounding_that_reorders_rows_is_no_difference(name: str) -> None:
     program, fused = fused_pair(PICKS[name])
-    assert has_choices(program)
+    assert count_choices(program)
     found = judge(program, fused)
     assert found.verdict == "pass"
     assert found.assumptions[0].startswith("which values are chosen")
@@ -86,4 +86,4 @@ def test_without_one_choice_the_rows_would_differ():
 
 def test_a_maximum_whose_place_nobody_reads_is_no_choice():
     program = trace(randomised(nn.Sequential(RepVGG(), nn.AdaptiveMaxPool2d(1))), noise(SHAPE))
-    assert not has_choices(program)
+    assert not count_choices(program)

@@ -1,0 +1,127 @@
+"""``fuse`` into ONNX and into a torch.export program: run where they will run, against the original module."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+import repconv_cli
+from repconv_cli.errors import InputError
+from repconv_cli.onnx import library
+
+
+class Branches(nn.Module):
+    """Two branches and an identity, with statistics that hide nothing; gives a dict, as real models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.point = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 1)
+        self.norm, self.identity = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for norm in (self.norm, self.identity):
+                norm.weight.copy_(torch.randn(4, generator=generator))
+                norm.bias.copy_(torch.randn(4, generator=generator))
+                norm.running_mean.copy_(torch.randn(4, generator=generator))
+                norm.running_var.copy_(torch.tensor([0.5, 1.0, 2.0, 1e-3]))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = torch.relu(self.norm(self.dense(x)) + self.point(x) + self.identity(x))
+        return {"features": y, "scores": self.head(y.mean((2, 3)))}
+
+
+@pytest.fixture(scope="module")
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    return Branches().eval()
+
+
+SHAPE = (2, 4, 9, 8)
+
+
+@pytest.fixture(scope="module")
+def as_onnx(module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("outputs") / "out.onnx"
+    result = repconv_cli.fuse(module, path, input=SHAPE)
+    assert result.verification is not None
+    assert result.verification.verdict == "pass"
+    return path
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (1, 4, 9, 8), (3, 4, 12, 7)])
+def test_the_onnx_file_gives_what_the_module_gives_at_free_sizes(
+    shape: tuple[int, ...], module: nn.Module, as_onnx: Path
+) -> None:
+    session = onnxruntime.InferenceSession(str(as_onnx), providers=["CPUExecutionProvider"])
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for expected, value in zip(module(x).values(), found, strict=True):
+        scale = float(expected.detach().abs().max())
+        np.testing.assert_allclose(value, expected.detach().numpy(), atol=1e-5 * scale, rtol=0)
+
+
+def test_the_onnx_file_is_fused_checked_and_tells_its_verification(as_onnx: Path) -> None:
+    model = onnx.load(as_onnx)
+    onnx.checker.check_model(model, full_check=True)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Conv") == 1
+    assert "BatchNormalization" not in kinds
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    assert texts["repconv.version"] == repconv_cli.__version__
+    assert '"verdict": "pass"' in texts["repconv.verification"]
+    assert os.listdir(as_onnx.parent) == ["out.onnx"]
+
+
+def test_verify_judges_the_onnx_file_in_onnxruntime(module: nn.Module, as_onnx: Path, tmp_path: Path) -> None:
+    verification = repconv_cli.verify(module, as_onnx, input=SHAPE).verification
+    assert verification is not None
+    assert verification.verdict == "pass"
+    assert verification.tensors_checked >= 2
+    model = onnx.load(as_onnx)
+    tensor = next(t for t in model.graph.initializer if t.name == "dense.weight")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+    wrong = tmp_path / "wrong.onnx"
+    wrong.write_bytes(model.SerializeToString())
+    verification = repconv_cli.verify(module, wrong, input=SHAPE).verification
+    assert verification is not None
+    assert verification.verdict == "fail"
+    assert verification.looks_like == "dense.weight is 1.01 times what it should be"
+
+
+def test_the_program_file_gives_what_the_module_gives_and_is_a_source(module: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "out.pt2"
+    result = repconv_cli.fuse(module, path, input=SHAPE)
+    assert result.verification is not None
+    assert result.verification.verdict == "pass"
+    verification = repconv_cli.verify(module, path, input=SHAPE).verification
+    assert verification is not None
+    assert verification.verdict == "pass"
+    assert verification.tensors_checked == 4
+    loaded = torch.export.load(path).module()
+    x = torch.randn(3, 4, 10, 7, generator=torch.Generator().manual_seed(1))
+    for name, expected in module(x).items():
+        torch.testing.assert_close(loaded(x)[name], expected, atol=1e-5, rtol=1e-4)
+    assert not repconv_cli.inspect(path).blocks
+
+
+def test_a_dry_run_and_an_existing_file_write_nothing(module: nn.Module, tmp_path: Path) -> None:
+    for suffix in ("onnx", "pt2"):
+        repconv_cli.fuse(module, tmp_path / f"out.{suffix}", input=SHAPE, dry_run=True)
+        assert os.listdir(tmp_path) == []
+
+
+def test_without_the_libraries_an_onnx_output_is_refused_before_any_work(
+    module: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'repconv-cli\[onnx\]'"):
+        repconv_cli.fuse(module, tmp_path / "out.onnx", input=SHAPE)
