@@ -16,8 +16,10 @@ from repconv_cli.checkpoint import check_output, read, write_safetensors
 from repconv_cli.diagnosis import first_block_off, first_difference, looks_like
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
-from repconv_cli.graph.export import in_eval_mode
+from repconv_cli.graph.allowance import require_like
+from repconv_cli.graph.borrowed import in_eval_mode
 from repconv_cli.graph.fuse import Fused, fuse_program
+from repconv_cli.graph.interpret import running
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
@@ -222,7 +224,7 @@ def verify(
     with clock.phase("Tracing"):
         program, is_guessed = trace_source(opened, options)
         require_same_call(program, stored, str(out))
-    with clock.phase("Comparing outputs"):
+    with clock.phase("Comparing outputs"), running(f"the graph in {out}"):
         verification = compare_outputs(program, opened.module, stored, ProgramModule(stored), options)
     with clock.phase("Redoing the plan"):
         verification = _check_tensors(verification, program, stored, options)
@@ -238,7 +240,7 @@ def verify(
 
 
 def require_same_call(program: Program, stored: Program, out: str) -> None:
-    """Raise :class:`InputError` unless the file at ``out`` takes the inputs that ``program`` takes."""
+    """Raise :class:`InputError` unless the file at ``out`` takes ``program``'s inputs, and about as much memory."""
     mine = [(len(i.shape), i.dtype) for i in program.inputs]
     theirs = [(len(i.shape), i.dtype) for i in stored.inputs]
     if mine != theirs:
@@ -248,6 +250,10 @@ def require_same_call(program: Program, stored: Program, out: str) -> None:
     for info, fixed in zip(program.inputs, stored.inputs, strict=True):
         if any(size is not None and size != own for size, own in zip(fixed.shape, info.example, strict=True)):
             raise InputError(f"its input is fixed to {fixed.shape}, the comparison uses {info.example}", where=out)
+    try:
+        require_like(program, stored)
+    except InputError as error:
+        raise error.at(out) from error
 
 
 def _check_tensors(verification: Verification, program: Program, stored: Program, options: Options) -> Verification:

@@ -43,7 +43,7 @@ def module_of(file: ProgramFile) -> tuple[ProgramModule, tuple[str, ...]]:
     for node in file.nodes:
         builder.call(node)
     builder.graph.output(tuple(builder.value(value) for value in file.outputs))
-    arguments, keywords = structure_of(file.in_spec).children
+    arguments, keywords = _call_structure(file.in_spec)
     program = Program(
         graph=builder.graph,
         tensors={key: file.tensors[key] for key in builder.keys},
@@ -57,6 +57,13 @@ def module_of(file: ProgramFile) -> tuple[ProgramModule, tuple[str, ...]]:
     if builder.switched:
         notes.append(f"{builder.switched} norms or dropouts were exported in training mode; they were put in eval mode")
     return ProgramModule(program).eval(), tuple(notes)
+
+
+def _call_structure(spec: Mapping[str, Any]) -> tuple[Structure, ...]:
+    found = structure_of(spec).children
+    if [part.kind for part in found] != ["tuple", "dict"]:
+        raise InputError("the model's inputs nest in an unknown way", needed="arguments in a tuple and a dict")
+    return found
 
 
 def _input_info(name: str, sizes: tuple[int | FreeSize, ...], dtype: str) -> InputInfo:

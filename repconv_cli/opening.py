@@ -13,6 +13,7 @@ from repconv_cli.checkpoint.architectures import load_weights, make_architecture
 from repconv_cli.checkpoint.values import check_module
 from repconv_cli.errors import InputError, RepconvError, TraceError
 from repconv_cli.exported import module_of
+from repconv_cli.graph.allowance import most_elements, require_program_within, require_within
 from repconv_cli.graph.inputs import Example, guess_shape
 from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.graph.serial import from_json
@@ -128,18 +129,21 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
     dtype: torch.dtype = getattr(torch, opened.facts.dtype)
     held = opened.program
     may_vary = None
+    most = most_elements(opened.facts.size_bytes, is_asked=bool(options.input))
     if held is not None:
         infos = _resized(held.inputs, options.input)
         example = Example(infos, held.arguments, held.keywords)
         may_vary = tuple(tuple(size is None for size in info.shape) for info in infos)
     else:
-        example = Example.positional(options.input or (guess_shape(opened.module, dtype),), dtype)
+        example = Example.positional(options.input or (guess_shape(opened.module, dtype, most),), dtype)
+    require_within(((info.name, info.example) for info in example.infos), most)
     args, kwargs = example.tensors()
     try:
         program = trace(opened.module, args, kwargs, may_vary=may_vary)
     except TraceError as error:
         shapes = ", ".join("×".join(map(str, info.example)) for info in example.infos)
         raise error.at(f"{opened.facts.name} with input {shapes}") from error
+    require_program_within(program, most)
     return program, held is None and not options.input
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from repconv_cli.graph.interpret import run_program
+from repconv_cli.graph.interpret import run_program, running
 from repconv_cli.graph.program import InputInfo, Program
 from repconv_cli.options import Limits
 from repconv_cli.results import Verification
@@ -94,7 +94,8 @@ def compare(
     with torch.no_grad():
         for leaves in inputs:
             args, kwargs = _call(original, leaves)
-            expected = _tensors(original_model(*args, **kwargs))
+            with running("the model"):
+                expected = _tensors(original_model(*args, **kwargs))
             found = _tensors(fused_model(*args, **kwargs))
             exact = [value for value in run_program(original, leaves)[0] if isinstance(value, Tensor)]
             exact_fused = [value for value in run_program(fused, leaves)[0] if isinstance(value, Tensor)]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,36 +25,6 @@ _BATCH = r"L(\[[^]]+\])+\.size\(\)\[0\]"
 _HARMLESS_GUARD = re.compile(rf".*(!= [01]|>= [012]|> [01])$|{_BATCH} == {_BATCH}$")
 _FIXED_BATCH = re.compile(rf"{_BATCH} == \d+$")
 _MOST_SECONDS = 60
-
-
-@contextmanager
-def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put every part of ``module`` in eval mode, and back as it was."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch's export chatter off stderr: its failures reach the user as one error of ours."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch.fx.experimental")
-    ]
-    levels = [log.level for log in loggers]
-    for log in loggers:
-        log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, level in zip(loggers, levels, strict=True):
-            log.setLevel(level)
 
 
 def export(

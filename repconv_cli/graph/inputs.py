@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.conv import _ConvNd
 
 from repconv_cli.errors import InputError
+from repconv_cli.graph.allowance import largest_tensor, require_within
 from repconv_cli.graph.program import LEAF, InputInfo, Structure
 
 # Sizes that published models take, the usual one first; one channel is most often a digit or a spectrogram.
@@ -50,18 +51,23 @@ def _noise(info: InputInfo, generator: torch.Generator) -> Tensor:
     return torch.ones(info.example, dtype=info.dtype)
 
 
-def guess_shape(module: nn.Module, dtype: torch.dtype) -> tuple[int, ...]:
+def guess_shape(module: nn.Module, dtype: torch.dtype, most: int) -> tuple[int, ...]:
     """Return an input shape that ``module`` takes, from its first layer; raise :class:`InputError` if none fits.
 
-    Candidates are tried on fake tensors: shapes are computed, no numbers.
+    None of the tensors that it makes of the input has more than ``most`` elements.
     """
     first = next(
         (m for m in module.modules() if isinstance(m, (_ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm))), None
     )
     candidates = _candidates(first)
+    found = 0
     for shape in candidates:
-        if _takes(module, shape, dtype):
+        largest = largest_tensor(module, shape, dtype)
+        if largest is not None and max(largest, math.prod(shape)) <= most:
             return shape
+        found = max(found, largest or 0)
+    if found:
+        require_within([("the model", (found,))], most)
     tried = f"tried {', '.join('×'.join(map(str, s)) for s in candidates[:4])} …" if candidates else "no layer tells it"
     raise InputError(f"the input shape cannot be guessed ({tried})", hint="Give it, such as --input 1,3,224,224.")
 
@@ -82,17 +88,3 @@ def _candidates(first: nn.Module | None) -> list[tuple[int, ...]]:
         channels = int(first.num_features)  # type: ignore[arg-type]
         return [(2, channels, size, size) for size in (32, 224, 8)] + [(2, channels), (2, channels, 64)]
     return []
-
-
-def _takes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            module(torch.empty(shape, dtype=dtype))
-    except Exception:  # noqa: BLE001 - a forward may reject a shape in any way
-        return False
-    finally:
-        for part, training in modes:
-            part.training = training
-    return True

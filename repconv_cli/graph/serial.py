@@ -156,7 +156,7 @@ def from_json(text: str, tensors: dict[str, Tensor]) -> Program:
     try:
         spec = msgspec.json.decode(text, type=GraphSpec)
     except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
-        raise InputError(f"its graph is not valid: {error}") from error
+        raise InputError(f"its graph is not valid: {str(error)[:200]}") from error
     if spec.version != GRAPH_VERSION:
         raise InputError(
             f"its graph has version {spec.version}", needed=f"version {GRAPH_VERSION}", hint="Use a newer repconv."
@@ -236,7 +236,8 @@ def _decode(value: Any, built: list[fx.Node], depth: int = 0) -> Any:
     if kind in tables and isinstance(content, str) and content in tables[kind]:
         return tables[kind][content]
     if kind == "device" and content in ("cpu", "cuda", "mps", "xpu"):
-        return torch.device(content)
+        # Everything is read onto the CPU, wherever the model was.
+        return torch.device("cpu")
     raise InputError(f"its graph has an argument {str(value)[:80]!r} of unknown form")
 
 

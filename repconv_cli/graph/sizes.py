@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 
+from repconv_cli.graph.borrowed import quiet
 from repconv_cli.graph.program import Program
 
 # By how much free sizes are grown: a little, and beyond the usual stride of a whole network.
@@ -41,16 +42,16 @@ def other_sizes(program: Program) -> Iterator[Sizes]:
         ]
         if shapes == [info.example for info in program.inputs]:
             return
-        found = _propagate(program, shapes)
+        found = propagate(program, shapes)
         if found is not None:
             yield found
 
 
-def _propagate(program: Program, inputs: list[tuple[int, ...]]) -> Sizes | None:
-    """Return all sizes for inputs of these shapes, None where an operator does not take them."""
+def propagate(program: Program, inputs: list[tuple[int, ...]]) -> Sizes | None:
+    """Return all sizes for ``inputs`` of these shapes, None where an operator does not take them."""
     given = iter(zip(inputs, program.inputs, strict=True))
     values: dict[fx.Node, Any] = {}
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with torch.no_grad(), quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 shape, info = next(given)

@@ -11,7 +11,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import TraceError
-from repconv_cli.graph.export import export, in_eval_mode, quiet
+from repconv_cli.graph.borrowed import in_eval_mode, quiet
+from repconv_cli.graph.export import export
 from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_write, memory_of
 from repconv_cli.graph.program import LEAF, InputInfo, Program, Structure
 
