@@ -78,7 +78,7 @@ def _library(library: str, name: str) -> Any:
 def load_weights(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load ``tensors`` into ``module`` strictly, the module taking the dtype that the weights have.
 
-    Raises :class:`InputError` that names what is missing, unexpected or of another shape.
+    Raises :class:`InputError` that names what is missing, unexpected, or of another shape or kind of number.
     """
     own = module.state_dict()
     missing = [key for key in own if key not in tensors]
@@ -93,6 +93,12 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor]) -> None:
             + (f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""),
             needed=f"{tuple(own[key].shape)} for this architecture",
         )
+    # torch would convert them, and drop what the other type cannot hold.
+    converted = [key for key in own if own[key].is_floating_point() and not tensors[key].is_floating_point()]
+    if converted:
+        key = converted[0]
+        found = f"tensor {quoted(key)} holds {str(tensors[key].dtype).removeprefix('torch.')} numbers"
+        raise InputError(found, needed="floating-point numbers for this architecture")
     module.to(dtype=_weight_dtype(tensors))
     module.load_state_dict(tensors, strict=True)
 

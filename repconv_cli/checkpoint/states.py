@@ -35,8 +35,17 @@ def check_state(instance: InstanceRecord) -> None:
     _check_table(kind, state, "_modules", (InstanceRecord,))
     _check_table(kind, state, "_parameters", (ParameterRecord, TensorRecord))
     _check_table(kind, state, "_buffers", (ParameterRecord, TensorRecord))
+    if instance.kind.module == "torch.nn.modules.rnn" and not _is_borne_out(state.get("num_layers", 1), state):
+        raise DamagedFileError(f"a {kind} claims {quoted(state['num_layers'])} layers, and has no weights for them")
     if not isinstance(state.get("training", True), bool):
         raise DamagedFileError(f"a {kind} has a training flag that is neither true nor false")
+
+
+def _is_borne_out(layers: object, state: dict[object, object]) -> bool:
+    """Whether a recurrent module has a parameter or more for each layer: it makes a table of that length at load."""
+    parameters = state["_parameters"]
+    assert isinstance(parameters, dict)
+    return isinstance(layers, int) and layers <= max(1, len(parameters))
 
 
 def _check_table(kind: str, state: dict[object, object], table: str, allowed: tuple[type, ...]) -> None:
@@ -44,7 +53,7 @@ def _check_table(kind: str, state: dict[object, object], table: str, allowed: tu
     if not isinstance(entries, dict):
         raise DamagedFileError(f"a {kind} has no table of {table[1:]}, so it is not a module")
     for name, value in entries.items():
-        if not isinstance(name, str) or not name or "." in name:
+        if not isinstance(name, str) or not name or "." in name or not name.isprintable():
             raise DamagedFileError(f"a {kind} has an entry with an unusable name in its {table[1:]}: {quoted(name)}")
         if value is not None and not isinstance(value, allowed):
             raise DamagedFileError(f"{quoted(name)} in the {table[1:]} of a {kind} is of another type")
