@@ -13,7 +13,7 @@ from repconv_cli.checkpoint.architectures import load_weights, make_architecture
 from repconv_cli.checkpoint.values import check_module
 from repconv_cli.errors import InputError, RepconvError, TraceError
 from repconv_cli.exported import module_of
-from repconv_cli.graph.allowance import most_elements, require_program_within, require_within
+from repconv_cli.graph.allowance import most_elements, require_inputs_within, require_program_within
 from repconv_cli.graph.inputs import Example, guess_shape
 from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.graph.serial import from_json
@@ -136,7 +136,7 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
         may_vary = tuple(tuple(size is None for size in info.shape) for info in infos)
     else:
         example = Example.positional(options.input or (guess_shape(opened.module, dtype, most),), dtype)
-    require_within(((info.name, info.example) for info in example.infos), most)
+    require_inputs_within(example.infos, most)
     args, kwargs = example.tensors()
     try:
         program = trace(opened.module, args, kwargs, may_vary=may_vary)

@@ -28,6 +28,10 @@ from repconv_cli.errors import DamagedFileError, InputError, UnsafeFileError
 DEEPEST = 200
 """Levels of nesting; each level of modules takes three."""
 
+MOST_WRITTEN_OUT = 4_000_000
+"""Values in a list, tuple or dict, counted as often as they occur: lists that hold the one below twice double each
+time, and whoever shows or compares such a list never ends."""
+
 FillStorage = Callable[[StorageRecord, memoryview], None]
 """Writes a storage's bytes into memory of exactly its size, or raises."""
 
@@ -44,6 +48,7 @@ class Rebuilder:
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._made: dict[int, object] = {}
         self._open: set[int] = set()
+        self._written_out: dict[int, int] = {}
         self._classes: dict[tuple[str, str], type[nn.Module]] = {}
 
     def rebuild(self, record: object, depth: int = 0) -> object:
@@ -67,7 +72,16 @@ class Rebuilder:
         value = self._make(record, depth + 1)
         self._open.discard(key)
         self._made[key] = value
+        self._written_out[key] = self._count(record)
         return value
+
+    def _count(self, record: object) -> int:
+        """Return how many values a record comes to, shared ones counted each time; a module counts once."""
+        parts = record.values() if isinstance(record, dict) else record if isinstance(record, (list, tuple)) else ()
+        count = 1 + sum(self._written_out.get(id(part), 1) for part in parts)
+        if count > MOST_WRITTEN_OUT:
+            raise DamagedFileError(f"its pickle repeats values so often that they come to more than {MOST_WRITTEN_OUT}")
+        return count
 
     def _make(self, record: object, depth: int) -> object:
         if isinstance(record, TensorRecord):

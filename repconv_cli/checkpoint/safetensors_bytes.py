@@ -87,6 +87,9 @@ def _header(ordered: list[str], tensors: Mapping[str, torch.Tensor], metadata: M
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    if plain.stride() != (1,):
+        # One element counts as contiguous whatever its stride.
+        plain = plain.clone(memory_format=torch.contiguous_format)
     return memoryview(plain.view(torch.uint8).numpy().data)
 
 

@@ -1,4 +1,4 @@
-"""How large one tensor of a graph may be: a small file may not make the tool take much memory.
+"""How much memory a graph may take: a small file may not ask for much.
 
 The file says how far a convolution pads, how much an upsampling grows and, for programs, what the input is; none of
 that costs it a byte. So the limit follows the file's size, unless the user names the input.
@@ -7,66 +7,88 @@ that costs it a byte. So the limit follows the file's size, unless the user name
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repconv_cli.errors import InputError
 from repconv_cli.graph.borrowed import in_eval_mode, quiet
-from repconv_cli.graph.program import Program
+from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.program import InputInfo, Program
 from repconv_cli.graph.sizes import propagate
 
-UNASKED_ELEMENTS = 1 << 22
-ASKED_ELEMENTS = 1 << 28
+UNASKED_ELEMENTS = 1 << 23
+ASKED_ELEMENTS = 1 << 29
 _PER_BYTE = 4
+Shape = tuple[int, ...]
 
 
 def most_elements(file_bytes: int | None, *, is_asked: bool) -> int:
-    """Return the elements that one tensor may have: for a file of that size (None: no file), and if the user asked.
+    """Return the elements that all tensors of a graph may have that are in use at one time, weights left out.
+
+    ``file_bytes`` is the size of the model's file (None: no file), ``is_asked`` whether the user named the input.
 
     >>> most_elements(65_000, is_asked=False)
-    4454304
+    8648608
     """
     is_own = is_asked or file_bytes is None
     return (ASKED_ELEMENTS if is_own else UNASKED_ELEMENTS) + _PER_BYTE * (file_bytes or 0)
 
 
-def require_within(shapes: Iterable[tuple[str, tuple[int, ...]]], most: int) -> None:
-    """Check that no tensor has more than ``most`` elements.
+def require_within(name: str, elements: int, most: int) -> None:
+    """Check that what is called ``name`` takes no more than ``most`` elements.
 
     Raises:
-        InputError: one has; it is named.
+        InputError: it does.
     """
-    for name, shape in shapes:
-        count = math.prod(shape)
-        if count > most:
-            raise InputError(
-                f"{name!r} gives a tensor of {count:,} elements",
-                needed=f"at most {most:,}",
-                hint="Give a smaller input with --input; the limit is higher for a shape that you give.",
-            )
+    if elements > most:
+        raise InputError(
+            f"{name} needs memory for {elements:,} elements",
+            needed=f"at most {most:,}",
+            hint="Give a smaller input with --input; the limit is higher for a shape that you give.",
+        )
+
+
+def require_inputs_within(infos: tuple[InputInfo, ...], most: int) -> None:
+    """Check the inputs that a model is to be traced with, as :func:`require_within`."""
+    require_within("its input", sum(math.prod(info.example) for info in infos), most)
 
 
 def require_program_within(program: Program, most: int) -> None:
-    """Check every tensor of a traced program at the traced sizes, as :func:`require_within`."""
-    nodes = (node for node in program.graph.nodes if "shape" in node.meta)
-    require_within(((node.meta.get("module") or node.name, node.meta["shape"]) for node in nodes), most)
+    """Check what a traced program has in use at one time, as :func:`require_within`."""
+    _require_live_within(program, lambda node: node.meta.get("shape"), most)
 
 
-def require_untraced_within(program: Program, inputs: list[tuple[int, ...]], most: int) -> None:
-    """Check every tensor of a program that was read from a file and never traced, for inputs of these shapes.
+def require_untraced_within(program: Program, inputs: list[Shape], most: int) -> None:
+    """Check what a program that was read from a file has in use, for inputs of these shapes.
 
     Raises:
-        InputError: an operator does not take the shapes that it is given, or a tensor is too large.
+        InputError: an operator does not take the shapes that it is given, or they take too much memory.
     """
     found = propagate(program, inputs)
     if found is None:
         raise InputError("its graph cannot be run on the inputs that the source takes")
-    require_within(((node.name, shape) for node, shape in found.shapes.items()), most)
+    _require_live_within(program, found.shapes.get, most)
+
+
+def _require_live_within(program: Program, shape_of: Callable[[fx.Node], Shape | None], most: int) -> None:
+    """Check the elements in use after each node: values are dropped after their last use, constants are kept."""
+    constants = Constants(program)
+    last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
+    live, sizes = 0, dict[fx.Node, int]()
+    for node in program.graph.nodes:
+        shape = None if node.op == "get_attr" else shape_of(node)
+        if shape is not None:
+            sizes[node] = math.prod(shape)
+            live += sizes[node]
+            require_within(node.meta.get("module") or node.name, live, most)
+        for source in {node, *node.all_input_nodes}:
+            if last_use.get(source, node) is node and source not in constants:
+                live -= sizes.pop(source, 0)
 
 
 def largest_tensor(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:

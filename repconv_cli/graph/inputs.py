@@ -67,24 +67,30 @@ def guess_shape(module: nn.Module, dtype: torch.dtype, most: int) -> tuple[int, 
             return shape
         found = max(found, largest or 0)
     if found:
-        require_within([("the model", (found,))], most)
+        require_within("the model", found, most)
     tried = f"tried {', '.join('×'.join(map(str, s)) for s in candidates[:4])} …" if candidates else "no layer tells it"
     raise InputError(f"the input shape cannot be guessed ({tried})", hint="Give it, such as --input 1,3,224,224.")
 
 
 def _candidates(first: nn.Module | None) -> list[tuple[int, ...]]:
+    channels = _channels(first)
+    if channels is None:
+        return []
     if isinstance(first, _ConvNd):
-        channels = first.in_channels
         sizes = _SIZES_GRAY if channels == 1 else _SIZES_COLOUR
-        dims = len(first.kernel_size)
+        dims = first.weight.ndim - 2 if isinstance(first.weight, Tensor) else 2
         if dims == 1:
             return [(2, channels, length) for length in _LENGTHS]
         if dims == 2:
             return [(2, channels, size, size) for size in sizes]
         return [(2, channels, depth, size, size) for depth, size in ((16, 112), (8, 64), (8, 32), (4, 16))]
     if isinstance(first, nn.Linear):
-        return [(2, first.in_features), (2, 16, first.in_features)]
-    if first is not None:
-        channels = int(first.num_features)  # type: ignore[arg-type]
-        return [(2, channels, size, size) for size in (32, 224, 8)] + [(2, channels), (2, channels, 64)]
-    return []
+        return [(2, channels), (2, 16, channels)]
+    return [(2, channels, size, size) for size in (32, 224, 8)] + [(2, channels), (2, channels, 64)]
+
+
+def _channels(first: nn.Module | None) -> int | None:
+    """Return how many channels a layer takes; None where it does not say so with a number, as a file may have it."""
+    name = "in_channels" if isinstance(first, _ConvNd) else "in_features" if isinstance(first, nn.Linear) else None
+    found = getattr(first, name or "num_features", None)
+    return found if isinstance(found, int) else None

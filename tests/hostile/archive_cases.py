@@ -31,7 +31,8 @@ def _changed(change: Callable[[bytearray], bytes | bytearray | None]) -> Callabl
 
     def write(path: Path) -> None:
         content = saved()
-        path.write_bytes(change(content) or content)
+        changed = change(content)
+        path.write_bytes(content if changed is None else changed)
 
     return write
 
@@ -116,7 +117,7 @@ TABLE = [
     ("place of the pickle", _field(b"/data.pkl", _PLACE, struct.pack("<I", 64)), _DAMAGED),
     ("extra field longer than the file", _field(b"/data/0", _EXTRA, b"\xff\xff"), _DAMAGED),
     ("encrypted flag", _field(b"/data.pkl", _FLAGS, b"\x01\x00"), "encrypted"),
-    ("encrypted flag in the member alone", _local(b"/data.pkl", 6, b"\x01"), _DAMAGED),
+    ("encrypted flag in the member alone", _local(b"/data.pkl", 6, b"\x01"), None),
     ("patched data flag", _field(b"/data.pkl", _FLAGS, b"\x20\x00"), _DAMAGED),
     ("strongly encrypted flag", _field(b"/data.pkl", _FLAGS, b"\x40\x00"), _DAMAGED),
     ("name in the member alone", _changed(_renamed), _DAMAGED),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 import zipfile
 from collections.abc import Callable
@@ -144,6 +145,61 @@ GRAPHS = [
 ]  # fmt: skip
 
 
+def _doubled(levels: int) -> object:
+    """Return tuples that hold the one below them twice: few in a file, and 2**levels once written out."""
+    value: Any = ("x",)
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
+def _long_key(path: Path) -> None:
+    # One text of a megabyte, a hundred thousand times in one key.
+    text = b"\x80\x02}(X" + struct.pack("<I", 1 << 20) + b"n" * (1 << 20) + b"q\x00" + b"h\x00" * 100_000 + b"tK\x01s."
+    checkpoint(path, text)
+
+
+def _program_of_objects(path: Path) -> None:
+    graph = b'{"graph_module":{"graph":{"inputs":[' + b"{}," * 5_000_000 + b"{}]}}}"
+    members = {**containers.exported(), containers.MODEL: graph, "extra/noise": random.Random(0).randbytes(2 << 20)}
+    zip_file(path, {f"net/{name}": content for name, content in members.items()}, zipfile.ZIP_DEFLATED)
+
+
+def _header_of_entries(path: Path) -> None:
+    entry = '"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header_file(("{" + ",".join(entry % n for n in range(400_000)) + "}").encode(), 0)(path)
+
+
+def _graph_of_lists(path: Path) -> None:
+    fused_graph(_call("aten.relu.default", [[]] * 2_000_000))(path)
+
+
+def _all_at_once(path: Path) -> None:
+    # Each tensor is within the limit, and all are alive before the first is added up.
+    fills = [_call("aten.mul.Tensor", _INPUT, float(n)) for n in range(1, 500)]
+    sums = [_call("aten.add.Tensor", {"node": 2 + n}, {"node": 1 + n + 499 if n else 2}) for n in range(499)]
+    fused_graph(*fills, *sums, example=(2, 1 << 20))(path)
+
+
+def _constants_at_once(path: Path) -> None:
+    fills = [_call("aten.full.default", [1 << 20], float(n)) for n in range(1, 500)]
+    sums = [_call("aten.add.Tensor", {"node": 2 + n}, {"node": 1 + n + 499 if n else 2}) for n in range(499)]
+    scaled = _call("aten.mul.Tensor", _INPUT, {"node": 999})
+    fused_graph(*fills, *sums, scaled, example=(2, 1 << 20))(path)
+
+
+def _dilated(path: Path) -> None:
+    # One kernel for both would have 8001 x 8001 elements.
+    def conv(dilation: int) -> dict[str, Any]:
+        steps = [dilation, dilation]
+        return _call("aten.conv2d.default", _INPUT, {"node": 3}, None, [1, 1], steps, steps)
+
+    square = _call("aten.reshape.default", _WEIGHT, [1, 1, 2, 2])
+    kernel = _call("aten.constant_pad_nd.default", {"node": 2}, [0, 1, 0, 1])
+    total = _call("aten.add.Tensor", {"node": 4}, {"node": 5})
+    fused_graph(square, kernel, conv(1), conv(4000), total, example=(2, 1, 9, 9))(path)
+
+
 def _bomb(path: Path) -> None:
     zip_file(path, {"archive/data.pkl": pickled({}), "archive/data/0": bytes(256 << 20)}, zipfile.ZIP_DEFLATED)
 
@@ -180,6 +236,17 @@ ARCHIVES = [
     ("zip bomb of a pickle", _pickle_bomb, "compressed members claim"),
     ("65,000 empty members", _many_members, "holds no weights"),
     ("65,279 members claimed", _claimed_members, "holds no weights"),
+    ("key of 100 GB", _long_key, "as a key"),
+    *((f"{attribute} that doubles {levels} times", _net(nn.Conv2d(1, 1, 1), **{attribute: _doubled(levels)}), reason)
+      for attribute in ("padding", "in_channels", "kernel_size", "padding_mode", "note")
+      for levels, reason in ((60, "repeats values so often"), (18, ""))),
+    ("name that doubles", _net(nn.Conv2d(1, 1, 1), _modules={"0": None, _doubled(3): None}), "as a key"),
+    ("program of five million objects", _program_of_objects, "parts; needed: at most"),
+    ("header of 400,000 entries", _header_of_entries, "parts; needed: at most"),
+    ("graph of two million lists", _graph_of_lists, "parts; needed: at most"),
+    ("graph of many tensors at once", _all_at_once, _TOO_LARGE),
+    ("graph of many constants at once", _constants_at_once, _TOO_LARGE),
+    ("dilations that merge into a giant kernel", _dilated, ""),
     ("5,000 layers that do nothing", _many_layers, None),
 ]
 

@@ -68,6 +68,8 @@ def _judged(command: str, source: Path, out: Path, *options: object) -> Outcome:
             found.wrong.append(f"it took more than {MOST_SECONDS} s")
             return found
     found.seconds, found.megabytes = time.perf_counter() - start, peak.megabytes()
+    if found.seconds > MOST_SECONDS:
+        found.wrong.append(f"it took {found.seconds:.0f} s")
     found.code, found.output = done.exit_code, done.output
     found.message = "\n".join(line for line in done.stderr.splitlines() if not _PHASE.fullmatch(line))
     found.wrong += _wrong_with_text(found, done.stdout)
