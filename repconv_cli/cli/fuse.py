@@ -16,7 +16,9 @@ from repconv_cli.results import Result
 @with_groups
 def fuse(
     source: Source,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, such as model.safetensors.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The file to write, such as model.safetensors.", readable=False)
+    ],
     opening: Opening,
     choosing: Choosing,
     judging: Judging,

@@ -237,9 +237,11 @@ ARCHIVES = [
     ("65,000 empty members", _many_members, "holds no weights"),
     ("65,279 members claimed", _claimed_members, "holds no weights"),
     ("key of 100 GB", _long_key, "as a key"),
-    *((f"{attribute} that doubles {levels} times", _net(nn.Conv2d(1, 1, 1), **{attribute: _doubled(levels)}), reason)
-      for attribute in ("padding", "in_channels", "kernel_size", "padding_mode", "note")
-      for levels, reason in ((60, "repeats values so often"), (18, ""))),
+    *(
+        (f"{attribute} that doubles {levels} times", _net(nn.Conv2d(1, 1, 1), **{attribute: _doubled(levels)}), reason)
+        for attribute in ("padding", "in_channels", "kernel_size", "padding_mode", "note")
+        for levels, reason in ((60, "repeats values so often"), (18, ""))
+    ),
     ("name that doubles", _net(nn.Conv2d(1, 1, 1), _modules={"0": None, _doubled(3): None}), "as a key"),
     ("program of five million objects", _program_of_objects, "parts; needed: at most"),
     ("header of 400,000 entries", _header_of_entries, "parts; needed: at most"),
