@@ -39,6 +39,7 @@ class _Tally:
     float64: float = 0.0
     top1_same: int = 0
     top1_all: int = 0
+    has_floats: bool = False
     is_bad: bool = False
 
 
@@ -138,7 +139,7 @@ def _add_sample(
 def _add_output(
     tally: _Tally, reference: Tensor, value: Tensor, double: Tensor, double_fused: Tensor, limits: Limits
 ) -> None:
-    dtype = reference.dtype
+    dtype, tally.has_floats = reference.dtype, True
     difference = (value.double() - reference.double()).abs()
     if not _same_finiteness(reference, value):
         tally.is_bad = True
@@ -180,6 +181,7 @@ def _same_finiteness(reference: Tensor, value: Tensor) -> bool:
 
 def _verdict(tally: _Tally, per_sample: tuple[dict[str, float], ...]) -> Verification:
     is_judged = tally.values > 0 or tally.is_bad
+    reason = "the model's outputs are all NaN or infinite" if tally.has_floats else "the model gives no floating output"
     verdict = "fail" if tally.is_bad else ("pass" if is_judged else "partial")
     return Verification(
         verdict=verdict,
@@ -193,5 +195,5 @@ def _verdict(tally: _Tally, per_sample: tuple[dict[str, float], ...]) -> Verific
         top1=tally.top1_same / tally.top1_all if tally.top1_all else None,
         float64=tally.float64 if is_judged else None,
         per_sample=per_sample,
-        not_checked=() if is_judged else ("the model gives no floating output",),
+        not_checked=() if is_judged else (reason,),
     )

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -32,6 +32,12 @@ MOST_WRITTEN_OUT = 4_000_000
 """Values in a list, tuple or dict, counted as often as they occur: lists that hold the one below twice double each
 time, and whoever shows or compares such a list never ends."""
 
+FEW_PATHS, MOST_USES = 2_000, 64
+"""So many places may modules have in one another, and so many more for each module: one may be used in several."""
+
+FEW_ATTRIBUTES = 50_000
+"""Values that modules may have in lists and tuples, and 64 more for each module: an export looks at all of them."""
+
 FillStorage = Callable[[StorageRecord, memoryview], None]
 """Writes a storage's bytes into memory of exactly its size, or raises."""
 
@@ -49,6 +55,7 @@ class Rebuilder:
         self._made: dict[int, object] = {}
         self._open: set[int] = set()
         self._written_out: dict[int, int] = {}
+        self._modules = self._attributes = 0
         self._classes: dict[tuple[str, str], type[nn.Module]] = {}
 
     def rebuild(self, record: object, depth: int = 0) -> object:
@@ -76,12 +83,26 @@ class Rebuilder:
         return value
 
     def _count(self, record: object) -> int:
-        """Return how many values a record comes to, shared ones counted each time; a module counts once."""
-        parts = record.values() if isinstance(record, dict) else record if isinstance(record, (list, tuple)) else ()
+        """Return how many values a record comes to, shared ones counted each time; of a module, the modules in it."""
+        parts = _parts(record)
         count = 1 + sum(self._written_out.get(id(part), 1) for part in parts)
+        if isinstance(record, InstanceRecord):
+            self._count_module(record, count)
         if count > MOST_WRITTEN_OUT:
             raise DamagedFileError(f"its pickle repeats values so often that they come to more than {MOST_WRITTEN_OUT}")
         return count
+
+    def _count_module(self, record: InstanceRecord, places: int) -> None:
+        self._modules += 1
+        tables = ("_modules", "_parameters", "_buffers")
+        plain = [value for name, value in _state(record).items() if name not in tables]
+        self._attributes += sum(
+            self._written_out.get(id(value), 1) for value in plain if isinstance(value, (list, tuple, dict))
+        )
+        if places > FEW_PATHS + MOST_USES * self._modules:
+            raise DamagedFileError(f"its {self._modules} modules hold one another in {places} places")
+        if self._attributes > FEW_ATTRIBUTES + MOST_USES * self._modules:
+            raise DamagedFileError(f"its {self._modules} modules have {self._attributes} values in lists")
 
     def _make(self, record: object, depth: int) -> object:
         if isinstance(record, TensorRecord):
@@ -116,10 +137,10 @@ class Rebuilder:
 
     def _module(self, record: InstanceRecord, depth: int) -> nn.Module:
         kind = self._class(record.kind)
-        assert record.state is not None
-        for name in record.state:
+        saved = _state(record)
+        for name in saved:
             _require_no_method(kind, str(name))
-        state = {name: self.rebuild(value, depth) for name, value in record.state.items()}
+        state = {name: self.rebuild(value, depth) for name, value in saved.items()}
         made: nn.Module = kind.__new__(kind)
         try:
             # torch.nn's own classes fill in here what older versions did not save.
@@ -135,6 +156,21 @@ class Rebuilder:
         if key not in self._classes:
             self._classes[key] = find_module_class(name, self._trusted)
         return self._classes[key]
+
+
+def _state(record: InstanceRecord) -> dict[object, object]:
+    assert record.state is not None
+    return record.state
+
+
+def _parts(record: object) -> Iterable[object]:
+    if isinstance(record, InstanceRecord):
+        modules = _state(record)["_modules"]
+        assert isinstance(modules, dict)
+        return modules.values()
+    if isinstance(record, dict):
+        return record.values()
+    return record if isinstance(record, (list, tuple)) else ()
 
 
 def find_module_class(name: GlobalName, trusted: Sequence[str] = ()) -> type[nn.Module]:

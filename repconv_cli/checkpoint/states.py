@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.records import InstanceRecord, ParameterRecord, TensorRecord
 from repconv_cli.errors import DamagedFileError, UnsafeFileError
@@ -10,6 +12,31 @@ _HINT = "Save model.state_dict() instead, and give --arch file.py:callable."
 
 # Attributes of torch.nn.Module that decide what runs when the module is called.
 _CALLED = frozenset(["forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl", "_slow_forward", "_apply"])
+
+
+_TABLES = ("_modules", "_parameters", "_buffers")
+
+
+def check_states(instances: Sequence[InstanceRecord]) -> None:
+    """Check the state of every module in a pickle.
+
+    Raises:
+        UnsafeFileError: as :func:`check_state`.
+        DamagedFileError: as :func:`check_state`; or two modules share a state or a table in it, which no module does,
+            and which would be read as often as there are modules.
+    """
+    states = [instance.state for instance in instances if instance.state is not None]
+    _require_distinct("state", states)
+    for table in _TABLES:
+        _require_distinct(f"table of {table[1:]}", [state.get(table) for state in states])
+    for instance in instances:
+        check_state(instance)
+
+
+def _require_distinct(what: str, values: Sequence[object]) -> None:
+    places = [id(value) for value in values if isinstance(value, dict)]
+    if len(set(places)) != len(places):
+        raise DamagedFileError(f"two of its modules share one {what}")
 
 
 def check_state(instance: InstanceRecord) -> None:

@@ -17,7 +17,7 @@ from repconv_cli.checkpoint.pickles import MOST_PICKLE_BYTES, PickleReader
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.reading import fill_from
 from repconv_cli.checkpoint.records import StorageRecord
-from repconv_cli.checkpoint.states import check_state
+from repconv_cli.checkpoint.states import check_states
 from repconv_cli.errors import DamagedFileError, InputError
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def read_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> object:
 
 
 def _build(reader: PickleReader, record: object, fill: FillStorage, trusted: Sequence[str]) -> object:
-    for instance in reader.instances:
-        check_state(instance)
+    check_states(reader.instances)
     from repconv_cli.checkpoint.rebuild import Rebuilder
 
     return Rebuilder(fill, trusted).rebuild(record)

@@ -58,7 +58,7 @@ HEADERS = [
     ("three offsets", _table({"a": {**entry(0, 12, 3), "data_offsets": [0, 4, 12]}}), _NO_TABLE),
     ("name twice", _repeated, _NO_TABLE),
     ("list for a table", lambda p: header_file(b"[1,2,3]    ", 12)(p), "not known|not a table"),
-    ("nested a million deep", lambda p: header_file(b'{"a":' * 1_000_000, 12)(p), _NO_TABLE),
+    ("nested 200,000 deep", lambda p: header_file(b'{"a":' * 200_000, 12)(p), _NO_TABLE),
     ("number of a million digits", lambda p: header_file(b'{"a":' + b"9" * 1_000_000 + b"}", 12)(p), _NO_TABLE),
     ("not UTF-8", lambda p: header_file(b'{"\xff\xfe":1}', 12)(p), _NO_TABLE),
     ("lone surrogate", lambda p: header_file(

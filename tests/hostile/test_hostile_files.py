@@ -19,6 +19,7 @@ from tests.hostile import (
     greedy_cases,
     program_cases,
     safetensors_cases,
+    shared_cases,
 )
 from tests.hostile.case import MARKER, Case, make_net
 from tests.hostile.judge import judge, options_for
@@ -27,6 +28,7 @@ from tests.hostile.payloads import by_opcode, by_protocol, extension_registered
 CASES = (
     *code_cases.CASES,
     *greedy_cases.CASES,
+    *shared_cases.CASES,
     *archive_cases.CASES,
     *safetensors_cases.CASES,
     *program_cases.CASES,
