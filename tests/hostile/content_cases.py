@@ -98,6 +98,17 @@ def _overflowing() -> nn.Module:
     return net.half()
 
 
+def _without(name: str) -> Callable[[], nn.Module]:
+    """Return a maker of the net whose first layer lacks what every module has."""
+
+    def make() -> nn.Module:
+        net = make_net()
+        del net[0].__dict__[name]
+        return net
+
+    return make
+
+
 def _attributes(**changed: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         net = make_net()
@@ -153,6 +164,13 @@ MODULES = [
     ("short mean", _saved(_net_with("1.running_mean", torch.ones(3))), _CANNOT),
     ("negative variance", _saved(_net_with("1.running_var", torch.full((4,), -1.0))), "NaN or infinite"),
     ("half precision that a fused bias overflows", _saved(_overflowing), ""),
+    *((f"lack of {name}", _saved(_without(name)), "lack what every module has|cannot|no table of")
+      for name in ("training", "_modules", "_buffers", "_forward_hooks", "in_channels", "stride")),
+    *((f"number for {name}", _saved(_attributes(**{name: 0})), "lack what every module has|cannot|neither true|no table of")
+      for name in ("training", "_non_persistent_buffers_set", "_state_dict_hooks", "_parameters")),
+    # torch fills in the one, and takes the other for no hooks.
+    ("lack of hooks for a state", _saved(_without("_state_dict_hooks")), None),
+    ("number for no hooks", _saved(_attributes(_forward_hooks=0)), None),
     ("text for a stride", _saved(_attributes(stride="\x1b[31mred")), _CANNOT),
     ("no stride", _saved(_attributes(stride=None)), _CANNOT),
     ("stride of zero", _saved(_attributes(stride=(0, 0))), _CANNOT),
