@@ -60,35 +60,42 @@ def require_inputs_within(infos: tuple[InputInfo, ...], most: int) -> None:
 
 def require_program_within(program: Program, most: int) -> None:
     """Check what a traced program has in use at one time, as :func:`require_within`."""
-    _require_live_within(program, lambda node: node.meta.get("shape"), most)
+    elements, name = _most_in_use(program, lambda node: node.meta.get("shape"))
+    require_within(name, elements, most)
 
 
-def require_untraced_within(program: Program, inputs: list[Shape], most: int) -> None:
-    """Check what a program that was read from a file has in use, for inputs of these shapes.
+def require_like(program: Program, stored: Program) -> None:
+    """Check that a program from a file can be run on the inputs of a traced one, in about as much memory.
 
     Raises:
         InputError: an operator does not take the shapes that it is given, or they take too much memory.
     """
-    found = propagate(program, inputs)
+    found = propagate(stored, [info.example for info in program.inputs])
     if found is None:
         raise InputError("its graph cannot be run on the inputs that the source takes")
-    _require_live_within(program, found.shapes.get, most)
+    own, _ = _most_in_use(program, lambda node: node.meta.get("shape"))
+    elements, name = _most_in_use(stored, found.shapes.get)
+    require_within(name, elements, UNASKED_ELEMENTS + 2 * own)
 
 
-def _require_live_within(program: Program, shape_of: Callable[[fx.Node], Shape | None], most: int) -> None:
-    """Check the elements in use after each node: values are dropped after their last use, constants are kept."""
+def _most_in_use(program: Program, shape_of: Callable[[fx.Node], Shape | None]) -> tuple[int, str]:
+    """Return the most elements in use after any node, and its name.
+
+    Values are dropped after their last use, constants are kept.
+    """
     constants = Constants(program)
     last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
-    live, sizes = 0, dict[fx.Node, int]()
+    live, sizes, most = 0, dict[fx.Node, int](), (0, "the model")
     for node in program.graph.nodes:
         shape = None if node.op == "get_attr" else shape_of(node)
         if shape is not None:
             sizes[node] = math.prod(shape)
             live += sizes[node]
-            require_within(node.meta.get("module") or node.name, live, most)
+            most = max(most, (live, node.meta.get("module") or node.name))
         for source in {node, *node.all_input_nodes}:
             if last_use.get(source, node) is node and source not in constants:
                 live -= sizes.pop(source, 0)
+    return most
 
 
 def largest_tensor(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:

@@ -166,7 +166,8 @@ MODULES = [
     ("half precision that a fused bias overflows", _saved(_overflowing), ""),
     *((f"lack of {name}", _saved(_without(name)), "lack what every module has|cannot|no table of")
       for name in ("training", "_modules", "_buffers", "_forward_hooks", "in_channels", "stride")),
-    *((f"number for {name}", _saved(_attributes(**{name: 0})), "lack what every module has|cannot|neither true|no table of")
+    *((f"number for {name}", _saved(_attributes(**{name: 0})),
+       "lack what every module has|cannot|neither true|no table of")
       for name in ("training", "_non_persistent_buffers_set", "_state_dict_hooks", "_parameters")),
     # torch fills in the one, and takes the other for no hooks.
     ("lack of hooks for a state", _saved(_without("_state_dict_hooks")), None),
