@@ -19,7 +19,8 @@ __all__ = ["bench", "fuse", "inspect", "load", "verify"]
 def inspect(source: str | Path | nn.Module, **options: Any) -> Result:
     """Return what can be fused in ``source`` (a path or a live module), what cannot and why.
 
-    Options are those of the command line, by their names: ``input=(1, 3, 224, 224)``, ``arch="file.py:make"`` ….
+    Options are those of the command line, by their names: ``input=(1, 3, 224, 224)``, ``arch="file.py:make"`` …;
+    or ``args=(x,)`` and ``kwargs={"mask": m}``, example inputs that the model is traced and compared with.
     """
     return convert.inspect(source, _options(options))
 
@@ -47,6 +48,8 @@ def bench(
 
 
 def _options(given: dict[str, Any]) -> Options:
+    if "args" in given or "kwargs" in given:
+        given["example"] = (tuple(given.pop("args", ())), dict(given.pop("kwargs", {})))
     shape = given.pop("input", ())
     if shape and isinstance(shape[0], int):
         shape = (tuple(shape),)

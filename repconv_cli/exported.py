@@ -11,9 +11,9 @@ from torch import fx
 
 from repconv_cli.checkpoint.program import CallNode, FreeSize, ProgramFile, ProgramInput, TorchConstant, ValueRef
 from repconv_cli.errors import InputError
+from repconv_cli.graph.calls import checked_call
 from repconv_cli.graph.operators import PYTHON_OPERATORS, find_operator
 from repconv_cli.graph.program import LEAF, InputInfo, Program, ProgramModule, Structure
-from repconv_cli.graph.serial import check_call
 
 aten = torch.ops.aten
 
@@ -108,9 +108,7 @@ class _Builder:
         args = [self.value(argument.value) for argument in node.arguments if not argument.is_keyword]
         kwargs = {argument.name: self.value(argument.value) for argument in node.arguments if argument.is_keyword}
         self._put_in_eval_mode(target, args, kwargs)
-        check_call(target, tuple(args), kwargs)
-        result = self.graph.call_function(target, tuple(args), kwargs)
-        self._name_outputs(node, result)
+        self._name_outputs(node, checked_call(self.graph, target, tuple(args), kwargs))
 
     def _counts_batches(self, node: CallNode, name: str) -> bool:
         """Whether the call only counts training batches in a norm's buffer."""

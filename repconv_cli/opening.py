@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from repconv_cli.checkpoint import Source, read
 from repconv_cli.checkpoint.architectures import load_weights, make_architecture
+from repconv_cli.checkpoint.named_inputs import read_inputs
+from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.values import check_module
 from repconv_cli.errors import InputError, RepconvError, TraceError
 from repconv_cli.exported import module_of
@@ -17,6 +20,7 @@ from repconv_cli.graph.allowance import most_elements, require_inputs_within, re
 from repconv_cli.graph.inputs import Example, guess_shape
 from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.graph.serial import from_json
+from repconv_cli.graph.sizes import check_sizes
 from repconv_cli.graph.trace import trace
 from repconv_cli.options import Options
 from repconv_cli.results import SourceFacts
@@ -111,6 +115,7 @@ def program_in(found: Source) -> Program:
         raise InputError(
             f"it holds {len(extra)} tensors that its graph does not read, such as {sorted(extra)[0][:60]!r}"
         )
+    check_sizes(program)
     return program
 
 
@@ -129,13 +134,15 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
     dtype: torch.dtype = getattr(torch, opened.facts.dtype)
     held = opened.program
     may_vary = None
-    most = most_elements(opened.facts.size_bytes, is_asked=bool(options.input))
+    most = most_elements(opened.facts.size_bytes, is_asked=bool(options.input or options.inputs or options.example))
     if held is not None:
         infos = _resized(held.inputs, options.input)
         example = Example(infos, held.arguments, held.keywords)
         may_vary = tuple(tuple(size is None for size in info.shape) for info in infos)
     else:
-        example = Example.positional(options.input or (guess_shape(opened.module, dtype, most),), dtype)
+        example = own_example(opened.module, options) or Example.positional(
+            options.input or (guess_shape(opened.module, dtype, most),), dtype
+        )
     require_inputs_within(example.infos, most)
     args, kwargs = example.tensors()
     try:
@@ -144,7 +151,28 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
         shapes = ", ".join("×".join(map(str, info.example)) for info in example.infos)
         raise error.at(f"{opened.facts.name} with input {shapes}") from error
     require_program_within(program, most)
-    return program, held is None and not options.input
+    return program, held is None and not options.input and example.values is None
+
+
+def own_example(module: nn.Module, options: Options) -> Example | None:
+    """Return the call that the user gave: tensors, or a file of them, by the names that ``forward`` has for them."""
+    if options.example is not None:
+        return Example.of(*options.example)
+    if options.inputs is None:
+        return None
+    tensors = read_inputs(options.inputs)
+    names = inspect.signature(module.forward).parameters
+    if set(tensors) <= set(names):
+        return Example.of((), tensors)
+    known = ", ".join(names)
+    if all(name.startswith(("arr_", "input_")) for name in tensors):
+        return Example.of(tuple(tensors.values()), {})
+    odd = next(name for name in tensors if name not in names)
+    raise InputError(
+        f"it holds {quoted(odd)}, which is no input of the model",
+        where=quoted(options.inputs, limit=200),
+        needed=f"names among {known}, or arr_0, arr_1, … for inputs by their order",
+    )
 
 
 def _resized(infos: tuple[InputInfo, ...], shapes: tuple[tuple[int, ...], ...]) -> tuple[InputInfo, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 MAX_RATIO = 10.0
 """The largest difference of outputs that passes, in units of the original's own rounding noise (DESIGN §4)."""
@@ -19,10 +21,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Options:
-    """How a source is opened, what of it is fused, and how the result is judged."""
+    """How a source is opened, what of it is fused, and how the result is judged.
+
+    ``input`` gives the shapes of positional inputs, ``inputs`` a file with named ones, and ``example`` the call itself:
+    (positional arguments, keyword arguments) of tensors. With one of the last two, outputs are compared on that.
+    """
 
     arch: str | None = None
     input: tuple[tuple[int, ...], ...] = ()
+    inputs: Path | None = None
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     samples: int = 4
     seed: int = 0
     limits: Limits = Limits()

@@ -58,7 +58,7 @@ THIRD_PARTY = {
     "options": set(),
     "algebra": {"torch"},
     "graph": {"torch", "msgspec"},
-    "checkpoint": {"torch", "msgspec", "safetensors"},
+    "checkpoint": {"numpy", "torch", "msgspec", "safetensors"},
     "report": {"rich"},
     "cli": {"typer", "rich"},
     "training": {"torch"},
@@ -213,7 +213,7 @@ def runs_code(tree: ast.AST) -> list[str]:
             is_call = node.attr in CALLS and (owner == "builtins" or node.attr not in ("eval", "compile"))
             if (owner, node.attr) in ATTRIBUTES or is_call:
                 found.append(f"{owner}.{node.attr}")
-        if isinstance(node, ast.keyword) and node.arg in KEYWORDS:
+        if isinstance(node, ast.keyword) and node.arg in KEYWORDS and ast.unparse(node) != "allow_pickle=False":
             found.append(node.arg)
         if isinstance(node, ast.ImportFrom):
             found += [alias.name for alias in node.names if (node.module, alias.name) in LOADERS]

@@ -135,6 +135,22 @@ def assert_fails(result: Result) -> Verification:
     return found
 
 
+def test_a_graph_that_computes_the_same_in_another_way_is_judged_by_the_outputs_and_said_so(
+    judge_graph: Callable[..., Result],
+) -> None:
+    def twice(graph: fx.Graph) -> None:
+        relu = next(node for node in graph.nodes if node.target is torch.ops.aten.relu.default)
+        with graph.inserting_after(relu):
+            again = graph.call_function(torch.ops.aten.relu.default, (relu,))
+        relu.replace_all_uses_with(again, delete_user_cb=lambda user: user is not again)
+
+    result = judge_graph(twice)
+    found = verdict(result)
+    assert (found.verdict, found.passed) == ("partial", True)
+    assert found.not_checked == ("the file's graph is not that of a new plan, so it was judged by the outputs alone",)
+    assert result.exit_code(strict=True) == 1
+
+
 def test_an_intact_file_passes_and_each_tensor_was_compared(judge: Callable[..., Result]) -> None:
     result = judge(lambda tensors: None)
     found = verdict(result)

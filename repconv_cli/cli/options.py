@@ -37,6 +37,10 @@ class Opening:
         list[str] | None,
         typer.Option("--input", help="Input shape such as 1,3,224,224; once for each input. Guessed where it can be."),
     ] = None
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", help="Own data to trace and compare with: .npz or .safetensors, named as forward's."),
+    ] = None
     state_key: Annotated[
         str | None, typer.Option("--state-key", help="Entry of the checkpoint to take the weights from.")
     ] = None
@@ -146,6 +150,7 @@ def make_options(
     return Options(
         arch=opening.arch,
         input=tuple(parse_shape(text) for text in opening.input or ()),
+        inputs=opening.inputs,
         samples=judging.samples,
         seed=judging.seed,
         limits=Limits(judging.max_ratio, judging.rtol, judging.atol),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError
 from repconv_cli.graph.allowance import largest_tensor, require_within
@@ -25,11 +26,30 @@ NO_KEYWORDS = Structure("dict")
 
 @dataclass(frozen=True)
 class Example:
-    """What a module is traced with: its tensors in order, and how they nest."""
+    """What a module is traced with: its tensors in order, and how they nest; ``values`` if the user gave them."""
 
     infos: tuple[InputInfo, ...]
     arguments: Structure
     keywords: Structure = NO_KEYWORDS
+    values: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
+        """Return the call ``module(*args, **kwargs)`` as an example: tensors, nested in tuples, lists and dicts.
+
+        A batch of 1, which a trace would fix, is given twice.
+        """
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise InputError(f"an example input is a {type(leaf).__name__}", needed="tensors")
+        if all(leaf.ndim and leaf.shape[0] == 1 for leaf in leaves):
+            leaves = [torch.cat([leaf, leaf]) for leaf in leaves]
+        infos = tuple(
+            InputInfo(f"input_{i}", (None,) * leaf.ndim, tuple(leaf.shape), leaf.dtype) for i, leaf in enumerate(leaves)
+        )
+        arguments, keywords = Structure.of(spec).children
+        return cls(infos, arguments, keywords, tuple(leaf.detach() for leaf in leaves))
 
     @classmethod
     def positional(cls, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> Example:
@@ -39,9 +59,9 @@ class Example:
         return cls(infos, Structure("tuple", (LEAF,) * len(infos)))
 
     def tensors(self) -> tuple[Any, Any]:
-        """Return (positional arguments, keyword arguments) of noise."""
+        """Return (positional arguments, keyword arguments): the user's values, else noise."""
         generator = torch.Generator().manual_seed(0)
-        leaves = iter([_noise(info, generator) for info in self.infos])
+        leaves = iter(self.values or [_noise(info, generator) for info in self.infos])
         return self.arguments.unflatten(leaves), self.keywords.unflatten(leaves)
 
 

@@ -89,6 +89,32 @@ def find_operator(name: str, *, allow_in_place: bool = False) -> Callable[..., A
     return found
 
 
+def draws_random(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call draws random numbers: not what carries torch's tag for it and is told not to."""
+    if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
+        return False
+    given = {argument.name: argument.default_value for argument in target._schema.arguments}
+    given |= dict(zip(given, args, strict=False)) | kwargs
+    return not (given.get("train") is False or given.get("training") is False or given.get("dropout_p") == 0.0)
+
+
+_NORMS_WITH_STATE = {
+    torch.ops.aten.batch_norm.default,
+    torch.ops.aten.native_batch_norm.default,
+    torch.ops.aten.instance_norm.default,
+}
+
+
+def writes_statistics(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a norm would update its running statistics, which its schema does not tell."""
+    if target not in _NORMS_WITH_STATE:
+        return False
+    names = (argument.name for argument in target._schema.arguments)
+    given = dict(zip(names, args, strict=False)) | kwargs
+    is_fixed = given.get("training", given.get("use_input_stats")) is False
+    return given.get("running_mean") is not None and not is_fixed
+
+
 def _is_allowed(name: str, allow_in_place: bool) -> bool:
     parts = name.split(".")
     if len(parts) != 3 or parts[0] != "aten" or not parts[2].isidentifier() or parts[2].endswith("out"):

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
-from repconv_cli.errors import InputError
+from repconv_cli.errors import InputError, TraceError
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,23 @@ class Structure:
     children: tuple[Structure, ...] = ()
     keys: tuple[str, ...] = ()
     value: Any = None
+
+    @classmethod
+    def of(cls, spec: pytree.TreeSpec) -> Structure:
+        """Return torch's tree spec as a plain structure; other containers become dicts or tuples."""
+        if spec.is_leaf():
+            return LEAF
+        children = tuple(cls.of(spec.child(index)) for index in range(spec.num_children))
+        if spec.type is list:
+            return cls("list", children)
+        if spec.type is tuple or issubclass(spec.type, tuple):
+            return cls("tuple", children)
+        keys = spec.context if isinstance(spec.context, list) else next(iter(spec.context))
+        if isinstance(keys, (list, tuple)) and len(keys) == len(children):
+            return cls("dict", children, tuple(str(key) for key in keys))
+        raise TraceError(
+            f"the model takes or gives a {spec.type.__name__}", needed="tensors in tuples, lists and dicts"
+        )
 
     def flatten(self, value: Any) -> list[Any]:
         """Return the leaves of ``value`` in order; raise :class:`InputError` where it nests differently."""

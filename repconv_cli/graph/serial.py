@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from repconv_cli.errors import InputError
+from repconv_cli.graph.calls import checked_call
 from repconv_cli.graph.operators import find_operator, operator_name
 from repconv_cli.graph.program import InputInfo, Program, Structure
 
@@ -198,22 +198,10 @@ def _build(spec: GraphSpec, tensors: dict[str, Tensor]) -> tuple[fx.Graph, list[
             target = find_operator(node.op)
             args = tuple(_decode(arg, built) for arg in node.args)
             kwargs = {name: _decode(arg, built) for name, arg in node.kwargs.items()}
-            check_call(target, args, kwargs)
-            built.append(graph.call_function(target, args, kwargs))
+            built.append(checked_call(graph, target, args, kwargs))
     if taken != len(spec.inputs):
         raise InputError(f"its graph has {taken} input nodes and lists {len(spec.inputs)} inputs")
     return graph, [_decode(result, built) for result in spec.results]
-
-
-def check_call(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise :class:`InputError` unless the argument names and their number are those of the operator's schema."""
-    if not isinstance(target, torch._ops.OpOverload):
-        if kwargs or not 1 <= len(args) <= 2:
-            raise InputError(f"its graph calls {target.__name__} with other arguments than two")
-        return
-    names = [argument.name for argument in target._schema.arguments]
-    if len(args) > len(names) or not set(kwargs) <= set(names):
-        raise InputError(f"its graph calls {target} with arguments that it does not take")
 
 
 def _decode(value: Any, built: list[fx.Node], depth: int = 0) -> Any:
@@ -228,7 +216,8 @@ def _decode(value: Any, built: list[fx.Node], depth: int = 0) -> Any:
     ((kind, content),) = value.items()
     if kind == "node":
         if not isinstance(content, int) or isinstance(content, bool) or not 0 <= content < len(built):
-            raise InputError(f"its graph refers to node {str(content)[:40]}, which does not come before")
+            shown = repr(str(content)[:40]).strip("'")
+            raise InputError(f"its graph refers to node {shown}, which does not come before")
         return built[content]
     if kind == "float" and content in ("inf", "-inf", "nan"):
         return float(content)

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
+from repconv_cli.errors import InputError
 from repconv_cli.graph.borrowed import quiet
 from repconv_cli.graph.program import Program
 
 # By how much free sizes are grown: a little, and beyond the usual stride of a whole network.
 GROWTHS = (1, 2, 3, 33, 66)
+# A tensor larger than this is no model's.
+MOST_BYTES = 1 << 34
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,39 @@ def other_sizes(program: Program) -> Iterator[Sizes]:
 
 def propagate(program: Program, inputs: list[tuple[int, ...]]) -> Sizes | None:
     """Return all sizes for ``inputs`` of these shapes, None where an operator does not take them."""
+    values: dict[fx.Node, Any] = {}
+    try:
+        for node, value in fake_values(program, inputs):
+            values[node] = value
+    except Exception:  # noqa: BLE001 - an operator may reject a size in any way
+        return None
+    shapes = {node: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
+    return Sizes(shapes, {node: value for node, value in values.items() if isinstance(value, int)})
+
+
+def check_sizes(program: Program) -> None:
+    """Run a graph from a file at its example sizes, without values and without memory for them.
+
+    Raises :class:`InputError` where an operator does not take what it is given, or gives a tensor that no model has.
+    """
+    last: fx.Node | None = None
+    try:
+        for node, value in fake_values(program, [info.example for info in program.inputs]):
+            last = node
+            for tensor in pytree.tree_leaves(value):
+                if isinstance(tensor, Tensor) and tensor.numel() * tensor.element_size() > MOST_BYTES:
+                    raise InputError(f"its graph makes a tensor of {tuple(tensor.shape)} at {node.name}")
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        detail = "".join(c for c in lines[0] if c.isprintable())[:160] if lines else type(error).__name__
+        place = "its first node" if last is None else f"the node after {last.name}"
+        raise InputError(f"its graph does not fit together at {place}: {detail}") from error
+
+
+def fake_values(program: Program, inputs: list[tuple[int, ...]]) -> Iterator[tuple[fx.Node, Any]]:
+    """Yield every node with its value as a fake tensor (or a size), for inputs of these shapes."""
     given = iter(zip(inputs, program.inputs, strict=True))
     values: dict[fx.Node, Any] = {}
     with torch.no_grad(), quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -59,12 +96,10 @@ def propagate(program: Program, inputs: list[tuple[int, ...]]) -> Sizes | None:
             elif node.op == "get_attr":
                 values[node] = mode.from_tensor(program.tensors[str(node.target)])
             elif node.op == "call_function":
-                try:
-                    values[node] = _call(node, lambda n: values[n])
-                except Exception:  # noqa: BLE001 - an operator may reject a size in any way
-                    return None
-    shapes = {node: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
-    return Sizes(shapes, {node: value for node, value in values.items() if isinstance(value, int)})
+                values[node] = _call(node, lambda n: values[n])
+            else:
+                return
+            yield node, values[node]
 
 
 def _call(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:

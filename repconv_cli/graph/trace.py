@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import TraceError
 from repconv_cli.graph.borrowed import in_eval_mode, quiet
 from repconv_cli.graph.export import export
 from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_write, memory_of
-from repconv_cli.graph.program import LEAF, InputInfo, Program, Structure
+from repconv_cli.graph.operators import draws_random
+from repconv_cli.graph.program import InputInfo, Program, Structure
 
 aten = torch.ops.aten
 
@@ -73,7 +73,7 @@ def _to_program(exported: ExportedProgram, notes: list[str]) -> Program:
     graph = copier.graph
     graph.eliminate_dead_code()
     _check_sizes(graph)
-    in_args, in_kwargs = pytree_structure(exported.call_spec.in_spec).children
+    in_args, in_kwargs = Structure.of(exported.call_spec.in_spec).children
     tensors = {key: stored[key].detach() for key in dict.fromkeys(keys.values()) if isinstance(stored.get(key), Tensor)}
     return Program(
         graph=graph,
@@ -82,7 +82,7 @@ def _to_program(exported: ExportedProgram, notes: list[str]) -> Program:
         inputs=tuple(inputs),
         arguments=in_args,
         keywords=in_kwargs,
-        outputs=pytree_structure(exported.call_spec.out_spec),
+        outputs=Structure.of(exported.call_spec.out_spec),
         notes=tuple(notes),
     )
 
@@ -132,6 +132,8 @@ class _Copier:
         self.owner: dict[fx.Node, fx.Node] = {}
 
     def copy(self, node: fx.Node) -> None:
+        if node.op == "call_function":
+            _require_function(node)
         self.owner[node] = memory_of(node, self.owner)
         if node.op == "placeholder" and node.name in self.keys:
             self.env[node] = self.graph.get_attr(self.keys[node.name])
@@ -139,12 +141,6 @@ class _Copier:
             raise TraceError("the model branches on data (a sub-graph in the trace)", needed="one straight graph")
         elif node.op == "call_function" and node.target in _DROPPED:
             return
-        elif _is_random(node):
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            raise TraceError(
-                f"{node.name} in {(stack and stack[-1][0]) or 'the model'} draws random numbers in eval mode",
-                needed="outputs that the inputs alone decide",
-            )
         elif (alias := self._alias(node)) is not None:
             self.env[node] = alias
             return
@@ -216,8 +212,7 @@ class _Copier:
         value = node.meta.get("val")
         if isinstance(value, (tuple, list)) and copy.target is aten.batch_norm.default:
             value = value[0]
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        copy.meta = {"module": stack[-1][0] if stack and not stack[-1][0].startswith("_empty") else ""}
+        copy.meta = {"module": _path(node)}
         if isinstance(value, Tensor):
             copy.meta["shape"], copy.meta["free"] = _sizes(value)
             copy.meta["dtype"] = value.dtype
@@ -226,14 +221,19 @@ class _Copier:
             copy.meta["size"] = _hint(value)
 
 
-def _is_random(node: fx.Node) -> bool:
-    """Whether a call draws random numbers: not what carries torch's tag for it and is told not to."""
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    schema = node.target._schema  # type: ignore[union-attr]
-    given = {argument.name: argument.default_value for argument in schema.arguments}
-    given |= dict(zip(given, node.args, strict=False)) | node.kwargs
-    return not (given.get("train") is False or given.get("training") is False or given.get("dropout_p") == 0.0)
+def _require_function(node: fx.Node) -> None:
+    """Refuse a call whose value the inputs alone do not decide."""
+    if draws_random(node.target, node.args, node.kwargs):
+        raise TraceError(
+            f"{node.name} in {_path(node) or 'the model'} draws random numbers in eval mode",
+            needed="outputs that the inputs alone decide",
+        )
+
+
+def _path(node: fx.Node) -> str:
+    """Return the path of the module that made a node of an exported graph."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack and not stack[-1][0].startswith("_empty") else ""
 
 
 def _is_dropout_in_eval_mode(node: fx.Node) -> bool:
@@ -255,18 +255,3 @@ def _same_value(target: Any, source: Any) -> bool:
         and left.dtype == right.dtype
         and str(left.shape) == str(right.shape)
     )
-
-
-def pytree_structure(spec: pytree.TreeSpec) -> Structure:
-    """Return torch's tree spec as a plain :class:`Structure`; other containers become dicts or tuples."""
-    if spec.is_leaf():
-        return LEAF
-    children = tuple(pytree_structure(spec.child(index)) for index in range(spec.num_children))
-    if spec.type is list:
-        return Structure("list", children)
-    if spec.type is tuple or issubclass(spec.type, tuple):
-        return Structure("tuple", children)
-    keys = spec.context if isinstance(spec.context, list) else next(iter(spec.context))
-    if isinstance(keys, (list, tuple)) and len(keys) == len(children):
-        return Structure("dict", children, tuple(str(key) for key in keys))
-    raise TraceError(f"the model takes or gives a {spec.type.__name__}", needed="tensors in tuples, lists and dicts")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from repconv_cli.errors import TraceError
 from repconv_cli.facts import totals
 from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.plan import count_ops, make_plan
@@ -115,29 +113,3 @@ def test_nothing_is_stored_when_only_some_blocks_are_asked_for():
     assert make_plan(program).lifted
     names = [block.name for block in make_plan(program).blocks]
     assert not make_plan(program, only=names[0]).lifted
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda y: y + torch.randn(6),
-        lambda y: nn.functional.dropout(y, 0.5, training=True),
-        lambda y: torch.bernoulli(y.sigmoid()),
-    ],
-    ids=["noise", "dropout that ignores eval mode", "bernoulli"],
-)
-def test_random_numbers_are_refused_and_not_frozen(draw: Callable[[Any], Any]) -> None:
-    class Noisy(nn.Module):
-        def forward(self, x: Tensor) -> Any:
-            return draw(x)
-
-    with pytest.raises(TraceError, match=r"^\w+ in part draws random numbers in eval mode"):
-        trace(Model(Noisy()), noise(SHAPE))
-
-
-def test_what_could_draw_and_does_not_is_taken():
-    class Calm(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.rrelu(nn.functional.scaled_dot_product_attention(x, x, x))
-
-    assert trace(Model(Calm()), noise(SHAPE))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Interpreter
 
 from repconv_cli.errors import InputError
-from repconv_cli.graph import serial
+from repconv_cli.graph import schema, serial
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.graph.trace import trace
@@ -290,3 +290,10 @@ def test_a_model_with_an_operator_that_files_may_not_hold_is_refused_by_name() -
     program = trace(Formula(lambda _, x: torch.fft.rfft(x).abs()), noise(SHAPE))
     with pytest.raises(InputError, match=r"the operator aten\.\w*fft\w*\.\w+, which the file format does not hold"):
         to_json(program)
+
+
+def test_the_published_schema_is_the_one_that_files_are_read_by(program: Program) -> None:
+    """``python -m repconv_cli.graph.schema`` writes it anew."""
+    assert schema.PUBLISHED.read_text() == schema.graph_schema()
+    names = json.loads(schema.graph_schema())["$defs"]["GraphSpec"]["properties"]
+    assert set(names) == set(json.loads(to_json(program)))

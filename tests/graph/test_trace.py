@@ -100,3 +100,31 @@ def test_an_export_that_does_not_end_with_free_sizes_is_made_with_fixed_ones(mon
         "batch and spatial sizes are fixed to the example's: torch.export did not end within 1 s while they were free",
     )
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("draw", "reason"),
+    [
+        (lambda part, y: y + torch.randn(9), r"^\w+ in 1 draws random numbers in eval mode"),
+        (lambda part, y: nn.functional.dropout(y, 0.5, training=True), r"^\w+ in 1 draws random numbers in eval mode"),
+        (lambda part, y: torch.bernoulli(y.sigmoid()), r"^\w+ in 1 draws random numbers in eval mode"),
+        (
+            lambda part, y: nn.functional.batch_norm(y, part.norm.running_mean, part.norm.running_var, training=True),
+            r"^the model writes to 1\.norm\.running_mean while it runs",
+        ),
+    ],
+    ids=["noise", "dropout that ignores eval mode", "bernoulli", "norm that ignores eval mode"],
+)
+def test_what_the_inputs_alone_do_not_decide_is_refused(draw: Any, reason: str) -> None:
+    model = nn.Sequential(conv(4, 4), Formula(draw, norm=nn.BatchNorm2d(4)))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(TraceError, match=reason):
+        trace(model, noise(SHAPE))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_what_could_draw_and_does_not_is_taken():
+    def calm(part: Any, x: Tensor) -> Tensor:
+        return nn.functional.rrelu(nn.functional.scaled_dot_product_attention(x, x, x))
+
+    assert trace(Formula(calm), noise(SHAPE))

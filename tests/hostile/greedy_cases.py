@@ -120,7 +120,7 @@ PICKLES = [
      "claims"),
 ]  # fmt: skip
 
-_TOO_LARGE = "elements; needed: at most"
+_TOO_LARGE = "elements; needed: at most|makes a tensor of"
 GRAPHS = [
     ("LSTM of a billion layers", _lstm, "claims 1073741824 layers"),
     ("conv with a giant padding", _net(nn.Conv2d(1, 1, 3, padding=30_000)), _TOO_LARGE),

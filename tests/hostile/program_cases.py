@@ -81,6 +81,29 @@ def _cycle(content: Json) -> None:
     nodes[0]["inputs"][0]["arg"] = nodes[-1]["outputs"][0]
 
 
+def _squares(content: Json) -> None:
+    """Put calls before the others that square a number forty times."""
+
+    def call(index: int) -> Json:
+        operand = {"as_sym_int": {"as_name": f"n{index - 1}"} if index else {"as_int": 3}}
+        inputs = [{"name": name, "arg": operand, "kind": 1} for name in "ab"]
+        outputs = [{"as_sym_int": {"as_name": f"n{index}"}}]
+        return {"target": "_operator.mul", "inputs": inputs, "outputs": outputs, "metadata": {}, "name": f"n{index}"}
+
+    graph = _graph(content)
+    graph["sym_int_values"].update({f"n{index}": {"as_int": 9} for index in range(41)})
+    graph["nodes"][:0] = [call(index) for index in range(41)]
+
+
+def _text_times_a_number(content: Json) -> None:
+    inputs = [{"name": "a", "arg": {"as_string": "a"}, "kind": 1}, {"name": "b", "arg": {"as_int": 1 << 32}, "kind": 1}]
+    outputs = [{"as_sym_int": {"as_name": "n"}}]
+    call = {"target": "_operator.mul", "inputs": inputs, "outputs": outputs, "metadata": {}, "name": "n"}
+    graph = _graph(content)
+    graph["sym_int_values"]["n"] = {"as_int": 9}
+    graph["nodes"].insert(0, call)
+
+
 def _replaced(member: str, content: bytes) -> Callable[[Path], object]:
     return lambda path: program(path, more={member: content})
 
@@ -139,6 +162,8 @@ TABLE = [
     ("list for a weight", _argument(0, 1, {"as_ints": [1, 2]}), "cannot"),
     ("number of 2**100", _argument(0, 1, {"as_int": 1 << 100}), "does not follow|cannot"),
     ("infinite number", _argument(0, 1, {"as_float": "Infinity"}), "cannot"),
+    ("power of powers", _edited(_squares), "size of up to"),
+    ("text of 4 GB", _edited(_text_times_a_number), "other arguments than two"),
     ("call without outputs", _node(0, outputs=[]), "no name of its own|before it is known"),
     ("output with an unusable name", _node(0, outputs=[{"as_tensor": {"name": "a b\x1b"}}]), "unusable name"),
     ("call twice", _edited(lambda c: _graph(c)["nodes"].append(_graph(c)["nodes"][0])), "twice|no name of its own"),

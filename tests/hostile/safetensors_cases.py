@@ -80,6 +80,8 @@ def _evil(op: str, *args: Any, **kwargs: Any) -> Callable[[Path], object]:
 
 
 _INPUT, _WEIGHT = {"node": 0}, {"node": 1}
+# A number that is squared forty times.
+_SQUARES = ({"op": "size.mul", "args": [3, 3]}, *({"op": "size.mul", "args": [{"node": n}] * 2} for n in range(2, 42)))
 FUSED = [
     ("graph that is not JSON", _graph("{"), "graph is not valid"),
     ("graph with an escape in a field", _graph('{"\x1b[31mred": 1}'), "graph is not valid"),
@@ -97,22 +99,24 @@ FUSED = [
     ("reference to itself", _evil("aten.relu.default", {"node": 2}), "does not come before"),
     ("reference backwards", _evil("aten.relu.default", {"node": -1}), "does not come before"),
     ("reference of another type", _evil("aten.relu.default", {"node": "x\x1b"}), "does not come before"),
-    ("too few arguments", _evil("aten.conv2d.default", _INPUT), "cannot"),
+    ("too few arguments", _evil("aten.conv2d.default", _INPUT), "does not fit together"),
     ("too many arguments", _evil("aten.relu.default", *[_INPUT] * 9), "does not take"),
     ("unknown keyword", _evil("aten.relu.default", _INPUT, evil=1), "does not take"),
-    ("text for a tensor", _evil("aten.relu.default", "x"), "cannot"),
-    ("number for a tensor", _evil("aten.relu.default", 1), "cannot"),
-    ("dtype for a tensor", _evil("aten.relu.default", {"dtype": "float32"}), "cannot"),
+    ("text for a tensor", _evil("aten.relu.default", "x"), "does not fit together"),
+    ("number for a tensor", _evil("aten.relu.default", 1), "does not fit together"),
+    ("dtype for a tensor", _evil("aten.relu.default", {"dtype": "float32"}), "does not fit together"),
     ("graph without tensors", _evil("aten.linear.default", _INPUT, {"node": 0}), "no tensors to write"),
-    ("shapes that do not fit in a product", _evil("aten.mm.default", _INPUT, _INPUT), "cannot"),
-    ("division of sizes by zero", _evil("size.floordiv", 1, 0), "cannot"),
-    ("size of a power", _evil("size.mul", "a" * 1000, 1 << 40), "cannot"),
-    ("item of a tensor", _evil("getitem", _INPUT, 99), "cannot"),
-    ("attribute for an item", _evil("getitem", _INPUT, "__class__"), "cannot"),
-    ("constant of the wrong type", _evil("aten.add.Tensor", _INPUT, {"device": "cuda"}), "cannot"),
+    ("shapes that do not fit in a product", _evil("aten.mm.default", _INPUT, _INPUT), "does not fit together"),
+    ("division of sizes by zero", _evil("size.floordiv", 1, 0), "does not fit together"),
+    ("text of 4 GB", _evil("size.mul", "a", 1 << 32), "values or numbers"),
+    ("list of 4 billion", _evil("size.mul", [0], 1 << 32), "values or numbers"),
+    ("power of powers", fused_graph(*_SQUARES), "size of up to 2048 bits"),
+    ("item of a tensor", _evil("getitem", _INPUT, 99), "does not fit together"),
+    ("attribute for an item", _evil("getitem", _INPUT, "__class__"), "values or numbers"),
+    ("constant of the wrong type", _evil("aten.add.Tensor", _INPUT, {"device": "cuda"}), "does not fit together"),
     ("device that is not there",
      _evil("aten._to_copy.default", _INPUT, device={"device": "cuda"}), "no tensors to write"),
-    ("einsum of nothing", _evil("aten.einsum.default", "\x1b[31mab,", [_INPUT]), "cannot"),
+    ("einsum of nothing", _evil("aten.einsum.default", "\x1b[31mab,", [_INPUT]), "does not fit together"),
 ]  # fmt: skip
 
 

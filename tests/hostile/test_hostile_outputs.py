@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,20 @@ def inputs(**changed: Any) -> Any:
 GRAPHS = [
     ("doubled", appended(call("mul.Tensor", -1, 2.0)), 1, ""),
     ("NaN", appended(call("mul.Tensor", -1, {"float": "nan"})), 1, ""),
-    ("giant pad", appended(call("constant_pad_nd.default", -1, [0, 1 << 34])), 2, "elements; needed: at most"),
-    ("giant fill", appended(call("full.default", [1 << 40], 1.0)), 2, "elements; needed: at most"),
-    ("giant values thrown away", appended(call("full.default", [1 << 34], 1.0), call("sum.default", -1)), 2, "at most"),
-    ("shapes that do not fit", appended(call("reshape.default", -1, [7, 7, 7])), 2, "cannot be run"),
-    ("too few arguments", appended(call("conv2d.default", -1)), 2, "cannot be run"),
-    ("index out of range", appended(call("select.int", -1, 0, 99)), 2, "cannot be run"),
-    ("values as indices", appended(call("embedding.default", {"node": 1}, -1)), 2, "cannot be run"),
+    ("giant pad", appended(call("constant_pad_nd.default", -1, [0, 1 << 34])), 2, "makes a tensor of"),
+    ("giant fill", appended(call("full.default", [1 << 40], 1.0)), 2, "makes a tensor of"),
+    ("giant values thrown away",
+     appended(call("full.default", [1 << 34], 1.0), call("sum.default", -1)), 2, "makes a tensor of"),
+    ("shapes that do not fit", appended(call("reshape.default", -1, [7, 7, 7])), 2, "does not fit together"),
+    ("too few arguments", appended(call("conv2d.default", -1)), 2, "does not fit together"),
+    ("index out of range", appended(call("select.int", -1, 0, 99)), 2, "does not fit together"),
+    ("large pad", appended(call("constant_pad_nd.default", -1, [0, 1 << 20])), 2, "elements; needed: at most"),
+    ("values as indices", appended(call("embedding.default", {"node": 1}, -1)), 2, "does not fit together"),
     ("another rank", appended(call("sum.default", -1)), 1, ""),
     ("another type", appended(call("argmax.default", -1)), 1, ""),
     ("two outputs", lambda graph: graph["results"].append(graph["results"][0]), 2, "how it says that they nest"),
-    ("another input", inputs(example=[2, 9, 8, 8], shape=[None, 9, None, None]), 2, "fixed"),
-    ("input of another type", inputs(dtype="int64"), 2, "its inputs are"),
+    ("another input", inputs(example=[2, 9, 8, 8], shape=[None, 9, None, None]), 2, "does not fit together"),
+    ("input of another type", inputs(dtype="int64"), 2, "does not fit together|its inputs are"),
     ("sizes that are negative", inputs(shape=[-1, -1, -1, -1]), 2, "fixed"),
 ]  # fmt: skip
 
@@ -77,6 +80,6 @@ def test_a_hostile_output_is_refused_or_fails(  # type: ignore[no-untyped-def]
     with at_most(MOST_SECONDS):
         done = run("verify", source, tmp_path / "bad.safetensors", "--input", "2,1,8,8")
     assert done.exit_code == code, done.output
-    assert reason in done.output
+    assert re.search(reason, done.output), done.output
     assert "Traceback" not in done.output
     assert peak.megabytes() < MOST_MEGABYTES
