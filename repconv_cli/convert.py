@@ -13,13 +13,14 @@ from torch import nn
 
 from repconv_cli import __version__
 from repconv_cli.checkpoint import check_output, read, write_safetensors
+from repconv_cli.contents import inspect_contents
 from repconv_cli.diagnosis import first_block_off, first_difference, looks_like
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
 from repconv_cli.graph.allowance import require_like
-from repconv_cli.graph.borrowed import in_eval_mode
 from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.interpret import running
+from repconv_cli.graph.kept import in_eval_mode
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
@@ -48,8 +49,14 @@ class Clock:
 
 
 def inspect(source: str | Path | nn.Module, options: Options | None = None, progress: Progress | None = None) -> Result:
-    """Return what can be fused in ``source``, what cannot and why. Nothing is computed but the plan."""
+    """Return what can be fused in ``source``, what cannot and why. Nothing is computed but the plan.
+
+    Of weights without an architecture, return what they hold.
+    """
     options, clock = options or Options(), Clock(progress)
+    contents = None if isinstance(source, nn.Module) else inspect_contents(source, options)
+    if contents is not None:
+        return contents
     with clock.phase("Reading"):
         opened = open_source(source, options)
     with clock.phase("Tracing"):

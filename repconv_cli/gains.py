@@ -12,8 +12,8 @@ from torch import nn
 from repconv_cli.convert import Clock, Progress, compare_outputs, fuse_traced, require_same_call
 from repconv_cli.errors import InputError
 from repconv_cli.facts import input_facts, totals
-from repconv_cli.graph.borrowed import in_eval_mode
 from repconv_cli.graph.interpret import running
+from repconv_cli.graph.kept import in_eval_mode
 from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.opening import Opened, open_source, trace_source
 from repconv_cli.options import Options, Timing

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from repconv_cli.checkpoint import Source, read
-from repconv_cli.checkpoint.architectures import load_weights, make_architecture
+from repconv_cli.checkpoint import FileFormat, Source, read
+from repconv_cli.checkpoint.architectures import Architecture, from_config, make_architecture
+from repconv_cli.checkpoint.loading import load_weights
 from repconv_cli.checkpoint.named_inputs import read_inputs
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.values import check_module
+from repconv_cli.checkpoint.wrappers import prefix_notes
 from repconv_cli.errors import InputError, RepconvError, TraceError
 from repconv_cli.exported import module_of
 from repconv_cli.graph.allowance import most_elements, require_inputs_within, require_program_within
@@ -33,13 +35,14 @@ class Opened:
     """A source as a module that can be traced, and what is known of it.
 
     ``program`` is the graph that the source holds, if it holds one (``.pt2``, or a file that ``fuse`` wrote): it
-    tells how the model is called.
+    tells how the model is called. ``architecture`` is what its weights were loaded into.
     """
 
     module: nn.Module
     facts: SourceFacts
     program: Program | None = None
     is_fused: bool = False
+    architecture: Architecture | None = None
 
 
 def open_source(source: str | Path | nn.Module, options: Options) -> Opened:
@@ -59,6 +62,7 @@ def open_source(source: str | Path | nn.Module, options: Options) -> Opened:
 def _open_file(found: Source, options: Options) -> Opened:
     notes = list(found.notes)
     program: Program | None = None
+    architecture: Architecture | None = None
     if found.kind != "weights" and options.arch is not None:
         raise InputError(f"it holds a whole {found.kind}, so --arch is not needed", hint="Leave --arch out.")
     if found.module is not None:
@@ -71,7 +75,8 @@ def _open_file(found: Source, options: Options) -> Opened:
         program = program_in(found)
         module = ProgramModule(program).eval()
     else:
-        module = _architecture(found, options)
+        architecture, told = _architecture(found, options)
+        module, notes = architecture.module, list(told)
     if found.was_training:
         notes.append(_TRAINING_NOTE.format("saved"))
     is_fused = found.program is None and program is not None
@@ -84,23 +89,41 @@ def _open_file(found: Source, options: Options) -> Opened:
         found.was_training,
         tuple(notes),
     )
-    return Opened(module, facts, program, is_fused)
+    return Opened(module, facts, program, is_fused, architecture)
 
 
 _TRAINING_NOTE = "the module was {} in training mode; it is used in eval mode"
 
 
-def _architecture(found: Source, options: Options) -> nn.Module:
+def _architecture(found: Source, options: Options) -> tuple[Architecture, tuple[str, ...]]:
+    """Return the architecture with the weights in it, and the sentences on how they were found and fitted."""
     assert found.tensors is not None
-    if options.arch is None:
-        raise InputError(
-            f"it holds {len(found.tensors)} tensors and no graph ({', '.join(list(found.tensors)[:3])}, …)",
-            needed="the architecture that they belong to",
-            hint="Give it with --arch file.py:callable (or timm:NAME, torchvision:NAME).",
-        )
-    module = make_architecture(options.arch)
-    load_weights(module, found.tensors)
-    return module
+    if options.arch is not None:
+        made = make_architecture(options.arch)
+    elif found.config is not None:
+        made = from_config(found.config, found.tensors)
+    else:
+        raise _no_graph(found)
+    fitted = load_weights(made.module, found.tensors, found.prefixes)
+    notes = found.notes
+    if any("which therefore stayed" in note for note in fitted):
+        taken = prefix_notes(found.prefixes, len(found.tensors))
+        notes = tuple(note for note in notes if note not in taken)
+    return made, (*notes, *made.notes, *fitted)
+
+
+def _no_graph(found: Source) -> InputError:
+    assert found.tensors is not None
+    count = len(found.tensors)
+    if found.format is FileFormat.TORCHSCRIPT:
+        text = f"this is a TorchScript archive: its graph is code and is never run, its {count} tensors are read"
+    else:
+        text = f"it holds {count} tensors and no graph ({', '.join(map(quoted, list(found.tensors)[:3]))}, …)"
+    return InputError(
+        text,
+        needed="the architecture that they belong to",
+        hint="Give it with --arch file.py:callable (or timm:NAME, torchvision:NAME).",
+    )
 
 
 def program_in(found: Source) -> Program:
@@ -140,9 +163,7 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
         example = Example(infos, held.arguments, held.keywords)
         may_vary = tuple(tuple(size is None for size in info.shape) for info in infos)
     else:
-        example = own_example(opened.module, options) or Example.positional(
-            options.input or (guess_shape(opened.module, dtype, most),), dtype
-        )
+        example = own_example(opened.module, options) or _example(opened, options.input, dtype, most)
     require_inputs_within(example.infos, most)
     args, kwargs = example.tensors()
     try:
@@ -173,6 +194,19 @@ def own_example(module: nn.Module, options: Options) -> Example | None:
         where=quoted(options.inputs, limit=200),
         needed=f"names among {known}, or arr_0, arr_1, … for inputs by their order",
     )
+
+
+def _example(opened: Opened, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, most: int) -> Example:
+    """Return example inputs of the sizes that the user gave, or that the architecture tells, or that fit."""
+    known = opened.architecture
+    keyword = known.input_name if known is not None else None
+    if not shapes and known is not None and known.input_size is not None:
+        shapes = ((2, *known.input_size),)
+    if not shapes:
+        shapes = (guess_shape(opened.module, dtype, most, keyword),)
+    if keyword is not None and len(shapes) == 1:
+        return Example.keyword(keyword, shapes[0], dtype)
+    return Example.positional(shapes, dtype)
 
 
 def _resized(infos: tuple[InputInfo, ...], shapes: tuple[tuple[int, ...], ...]) -> tuple[InputInfo, ...]:

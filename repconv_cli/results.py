@@ -76,6 +76,25 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class TensorFacts:
+    """One tensor, as the file's header describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What weights without a graph hold; no value has been read."""
+
+    format: str
+    tensors: tuple[TensorFacts, ...]
+    values_by_dtype: dict[str, int]
+    values: int
+
+
+@dataclass(frozen=True)
 class Verification:
     """The verdict on outputs, and the figures behind it.
 
@@ -159,6 +178,7 @@ class Result:
     verification: Verification | None = None
     output: OutputFacts | None = None
     bench: BenchFacts | None = None
+    contents: Contents | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -182,6 +182,13 @@ def test_any_batch_and_size_that_the_model_takes(out: Path) -> None:
             assert found["features"].shape == (batch, 4, height, width)
 
 
+def test_a_model_whose_keys_all_have_one_prefix_is_loaded_with_its_keys(tmp_path: Path) -> None:
+    model = nn.Sequential()
+    model.add_module("model", nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    api.fuse(model.eval(), tmp_path / "out.safetensors", input=SHAPE)
+    assert set(api.load(tmp_path / "out.safetensors").state_dict()) == {"model.0.weight", "model.0.bias"}
+
+
 def test_wrong_calls_are_told(towers: TwoTowers, out: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"needed 2 values, found 1 values"):
         api.load(out)(torch.randn(2, 3, 7, 8))

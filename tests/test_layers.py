@@ -39,13 +39,14 @@ MAY_IMPORT = {
     "timing": {"graph", "onnx", "results", "errors"},
     "gains": {"convert", "errors", "facts", "graph", "opening", "options", "results", "timing", "verdict"},
     "training": {"algebra", "errors"},
+    "contents": {"checkpoint", "options", "results"},
     "convert": {
-        "algebra", "checkpoint", "diagnosis", "errors", "exported", "facts", "graph", "onnx", "opening",
-        "options", "results", "verdict", "verify",
+        "algebra", "checkpoint", "contents", "diagnosis", "errors", "exported", "facts", "graph", "onnx",
+        "opening", "options", "results", "verdict", "verify",
     },
     "api": {"convert", "gains", "options", "results"},
     "report": {"errors", "results"},
-    "cli": {"allocation", "convert", "gains", "errors", "options", "report", "results"},
+    "cli": {"allocation", "contents", "convert", "gains", "errors", "options", "report", "results"},
     "__init__": {"api"},
     "__main__": {"cli"},
 }  # fmt: skip
@@ -138,7 +139,7 @@ def _without_type_checking(tree: ast.Module) -> ast.Module:
 
 
 def test_each_light_room_imports_without_torch() -> None:
-    rooms = ["errors", "results", "report", "cli", "checkpoint"]
+    rooms = ["errors", "results", "report", "cli", "checkpoint", "contents"]
     light = [name for name in MODULES if room_of(name) in rooms and not _needs_torch(TREES[name])]
     assert {"repconv_cli.cli.main", "repconv_cli.report.terminal", "repconv_cli.checkpoint.formats"} <= set(light)
     code = f"import sys, importlib\nfor m in {light!r}: importlib.import_module(m)\nprint('torch' in sys.modules)"
@@ -241,7 +242,7 @@ def test_the_check_above_finds_each_way_to_run_code(text: str) -> None:
 
 
 # The only places that import what has a name at run time: classes of admitted packages, and what --arch names.
-IMPORT_BY_NAME = {"repconv_cli.checkpoint.rebuild", "repconv_cli.checkpoint.architectures"}
+IMPORT_BY_NAME = {f"repconv_cli.checkpoint.{name}" for name in ("rebuild", "architectures", "importing")}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in IMPORT_BY_NAME | {"repconv_cli"}])

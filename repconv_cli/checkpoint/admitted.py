@@ -28,6 +28,13 @@ UNTYPED_STORAGE = ("torch.storage", "UntypedStorage")
 MODULE_PREFIXES = ("torch.nn.modules.", "repconv_cli.training.")
 """Where a module class may come from; it is only made empty and given its state, never called."""
 
+MODULE_WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+}
+"""Classes around a whole model, and where they keep it. They are looked through, and never made."""
+
 PLAIN_FUNCTIONS = frozenset(
     [("torch.nn.functional", name) for name in ("relu", "relu6", "gelu", "silu", "leaky_relu", "elu", "selu")]
     + [("torch.nn.functional", name) for name in ("hardswish", "hardsigmoid", "hardtanh", "mish", "softplus")]
@@ -46,6 +53,67 @@ UNSUPPORTED_TENSORS = {
 }
 """Names that are harmless and stand for something that cannot be fused."""
 
+_ACTING_MODULES = frozenset(
+    [
+        "os",
+        "posix",
+        "nt",
+        "subprocess",
+        "sys",
+        "shutil",
+        "socket",
+        "importlib",
+        "runpy",
+        "ctypes",
+        "pty",
+        "pip",
+        "pickle",
+        "_pickle",
+        "marshal",
+        "code",
+        "codeop",
+        "webbrowser",
+        "multiprocessing",
+        "urllib",
+        "http",
+        "pdb",
+    ]
+)
+_PLAIN_BUILTINS = frozenset(
+    [
+        "object",
+        "dict",
+        "list",
+        "tuple",
+        "set",
+        "frozenset",
+        "int",
+        "float",
+        "str",
+        "bytes",
+        "bytearray",
+        "complex",
+        "bool",
+        "slice",
+        "range",
+        "type",
+        "getattr",
+    ]
+)
+
+
+def is_acting(path: str) -> bool:
+    """Whether a name stands for something that acts on the machine, which no record of a training run needs.
+
+    Nothing that a file names is ever run, whatever this says: it only tells an attack from a record.
+
+    >>> is_acting("posix.system"), is_acting("builtins.eval"), is_acting("argparse.Namespace")
+    (True, True, False)
+    """
+    module, _, name = path.rpartition(".")
+    return module.split(".")[0] in _ACTING_MODULES or (module == "builtins" and name not in _PLAIN_BUILTINS)
+
+
 # Python 2 and pickle protocols 0 to 2 call these modules by their old names.
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
@@ -60,8 +128,13 @@ def is_module_class(module: str, name: str, trusted: Sequence[str] = ()) -> bool
     >>> is_module_class("timm.layers.norm_act", "BatchNormAct2d", trusted=["timm"])
     True
     """
+    if f"{module}.{name}" in MODULE_WRAPPERS:
+        return True
     if not name.isidentifier() or name.startswith("__"):
         return False
+    # Classes of a TorchScript archive are names in it alone; nothing of ours or Python's is called so.
+    if module.split(".")[0] == "__torch__":
+        return "__torch__" in trusted
     if not all(part.isidentifier() and not part.startswith("__") for part in module.split(".")):
         return False
     return module.startswith(MODULE_PREFIXES) or any(

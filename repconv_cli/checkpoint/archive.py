@@ -86,6 +86,26 @@ class Archive:
         if filled != size:
             raise DamagedFileError(f"member {quoted(name)} ends after {filled} of {size} bytes", hint=_AGAIN)
 
+    def checked_place(self, name: str) -> int | None:
+        """Return where in the file the bytes of member ``name`` begin, its checksum checked; None if it is compressed.
+
+        Raises:
+            DamagedFileError: the member is missing, cut short, or fails its checksum.
+        """
+        size = self.size(name)
+        info = self._members[name]
+        if info.compress_type != zipfile.ZIP_STORED:
+            return None
+        found = 0
+        with _zip_errors(name), self._zip.open(info) as member:
+            while chunk := member.read(_CHUNK_BYTES):
+                found += len(chunk)
+        if found != size:
+            raise DamagedFileError(f"member {quoted(name)} ends after {found} of {size} bytes", hint=_AGAIN)
+        self._handle.seek(info.header_offset)
+        header = _LOCAL_HEADER.unpack(self._handle.read(_LOCAL_HEADER.size))
+        return info.header_offset + _LOCAL_HEADER.size + int(header[-2]) + int(header[-1])
+
     def _checked(self, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
         if len(infos) > MOST_MEMBERS:
             raise InputError(f"the archive has {len(infos)} members", needed=f"at most {MOST_MEMBERS}")

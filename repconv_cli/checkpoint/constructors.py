@@ -96,8 +96,8 @@ class Constructors:
         """Note the state that an object is given. What it holds is checked once the whole pickle is read."""
         if isinstance(target, InstanceRecord):
             if not isinstance(state, dict) or target.state is not None:
-                raise DamagedFileError(f"a {quoted(target.kind.path)} is given a state that is not one plain dict")
-            target.state = state
+                target.has_odd_state = True
+            target.state = state if isinstance(state, dict) else {}
         elif isinstance(target, OrderedDict):
             # The attribute of a state dict, `_metadata`: layer versions, not weights.
             if not isinstance(state, dict):
@@ -205,15 +205,15 @@ class Constructors:
         # Protocol 0 and 1 of Python 2 give the items as one list of pairs.
         for pair in arguments[0] if len(arguments) == 1 and isinstance(arguments[0], list) else ():
             key, value = pair
-            if not isinstance(key, str):
-                raise DamagedFileError("a dict's key is not text")
+            if not isinstance(key, (str, int)):
+                raise DamagedFileError("a dict's key is neither text nor a number")
             result[key] = value
         return result
 
     def _set(self, arguments: tuple[object, ...]) -> object:
         items = arguments[0] if arguments else []
         if not isinstance(items, list) or not all(isinstance(item, (str, int)) for item in items):
-            raise InputError("its pickle holds a set of something else than text or numbers")
+            return Foreign("builtins.set")
         return set(items)
 
     def _size(self, arguments: tuple[object, ...]) -> object:
@@ -234,6 +234,8 @@ class Constructors:
     def _copied(self, arguments: tuple[object, ...]) -> object:
         # How protocols 0 and 1 make an object without calling its class.
         kind, base, state = arguments
+        if isinstance(kind, Foreign):
+            return kind
         if not isinstance(base, GlobalName) or base.path != "builtins.object" or state is not None:
             return self._refuse(_title(kind), "made with the file's arguments")
         return self.made(kind, ())

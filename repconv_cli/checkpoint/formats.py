@@ -23,6 +23,7 @@ class FileFormat(Enum):
     TORCHSCRIPT = "TorchScript archive"
     EXPORTED = "torch.export program"
     SAFETENSORS = "safetensors"
+    INDEX = "an index of shards"
 
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -30,6 +31,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 _READABLE = "a torch checkpoint, a .pt2 program or a .safetensors file"
 _HEAD_BYTES = 512
+_MOST_INDEX_BYTES = 16 << 20
 
 # (bytes at the very start, what that file is, what to do about it)
 _FOREIGN_HEADS: tuple[tuple[bytes, str, str], ...] = (
@@ -92,7 +94,14 @@ def recognise(handle: BinaryIO) -> FileFormat:
         return FileFormat.SAFETENSORS
     if _opens_legacy_checkpoint(head):
         return FileFormat.TORCH_LEGACY
+    if head.lstrip()[:1] == b"{" and b'"weight_map"' in _text(handle):
+        return FileFormat.INDEX
     raise InputError(*_unknown(head, size))
+
+
+def _text(handle: BinaryIO) -> bytes:
+    handle.seek(0)
+    return handle.read(_MOST_INDEX_BYTES)
 
 
 def _unknown(head: bytes, size: int) -> tuple[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from repconv_cli.checkpoint.admitted import OLD_MODULES
 from repconv_cli.checkpoint.constructors import Constructors
 from repconv_cli.checkpoint.quoting import quoted
-from repconv_cli.checkpoint.records import Foreign, GlobalName
+from repconv_cli.checkpoint.records import RECORDS, Foreign, GlobalName
 from repconv_cli.errors import InputError, UnsafeFileError
 
 _MARK = object()
@@ -211,10 +211,13 @@ def _integer(value: object) -> int:
 
 
 def _key(value: object) -> object:
-    """Return ``value`` if hashing and showing it are cheap: nested tuples could make them exponential."""
+    """Return ``value`` if hashing and showing it are cheap: nested tuples could make them exponential.
+
+    Records hash by identity.
+    """
     parts = value if isinstance(value, tuple) else (value,)
     if len(parts) > _LONGEST_KEY or not all(
-        part is None or isinstance(part, (str, bytes, int, float, bool)) for part in parts
+        part is None or isinstance(part, (str, bytes, int, float, bool, *RECORDS)) for part in parts
     ):
         raise InputError("its pickle uses something else than plain text or numbers as a key")
     return value

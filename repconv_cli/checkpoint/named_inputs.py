@@ -26,9 +26,10 @@ def read_inputs(path: Path) -> dict[str, torch.Tensor]:
             if start == b"PK":
                 found = _from_npz(path)
             else:
+                from repconv_cli.checkpoint.reading import FileBytes
                 from repconv_cli.checkpoint.safetensors_file import read_header, read_tensors
 
-                found = dict(read_tensors(handle, read_header(handle)))
+                found = read_tensors(FileBytes(handle), read_header(handle))
     except RepconvError as error:
         raise error.at(quoted(path, limit=200)) from None
     if not found:

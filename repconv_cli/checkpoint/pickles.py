@@ -8,9 +8,11 @@ constructors of :mod:`repconv_cli.checkpoint.constructors`, and a refusal for ev
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from typing import IO, BinaryIO, cast
 
+from repconv_cli.checkpoint.admitted import is_acting
 from repconv_cli.checkpoint.constructors import Constructors
 from repconv_cli.checkpoint.machine import Machine
 from repconv_cli.checkpoint.quoting import listed, quoted
@@ -27,6 +29,19 @@ MOST_TEXT = 1 << 20
 # An empty set takes as much memory as four lists, and a name as much time as four of other steps.
 _WEIGHT = {"EMPTY_SET": 4, "FROZENSET": 4, "GLOBAL": 4, "STACK_GLOBAL": 4}
 _SAVE_AGAIN = "Save model.state_dict() instead, and give --arch file.py:callable."
+
+
+_NO_PACKAGES = frozenset(("torch", "numpy", "argparse", "builtins", "collections", "__main__", "__torch__"))
+
+
+def _hint(foreign: Iterable[str]) -> str:
+    """Return what to do: save plain weights, or trust the packages that the names are from."""
+    packages = dict.fromkeys(path.partition(".")[0] for path in foreign if not is_acting(path))
+    named = [name for name in packages if name.isidentifier() and name not in sys.stdlib_module_names | _NO_PACKAGES]
+    if not named:
+        return _SAVE_AGAIN
+    trust = " ".join(f"--trust {quoted(name)}" for name in named[:3])
+    return f"{_SAVE_AGAIN} {trust} admits the module classes of an installed package."
 
 
 class _Bounded:
@@ -68,8 +83,11 @@ class PickleReader:
     def read(self, handle: BinaryIO, limit: int = MOST_PICKLE_BYTES) -> object:
         """Return what the next pickle of ``handle`` says, as plain values and records.
 
+        What is not admitted becomes a :class:`Foreign` record, which does nothing. Whether it matters is for the
+        caller to judge, who knows which part is needed: :meth:`refuse_foreign`.
+
         Raises:
-            UnsafeFileError: it names or calls something that is not admitted; all such names are listed.
+            UnsafeFileError: it names or calls something that would act on the machine; all such names are listed.
             DamagedFileError: it is not a well-formed pickle.
             InputError: it is larger than any checkpoint needs, or holds tensors that cannot be read.
         """
@@ -82,7 +100,8 @@ class PickleReader:
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError):
             self.refuse_foreign()
             raise DamagedFileError("its pickle is not well-formed", hint="Download or save it again.") from None
-        self.refuse_foreign()
+        if any(is_acting(path) for path in self.foreign):
+            self.refuse_foreign()
         return result
 
     def refuse_foreign(self) -> None:
@@ -96,7 +115,7 @@ class PickleReader:
             raise UnsafeFileError(
                 f"the pickle asks for what is not plain weights: {listed(names, limit=200)}",
                 needed="tensors, plain values and modules of torch.nn",
-                hint=_SAVE_AGAIN,
+                hint=_hint(self.foreign),
             )
 
     def _run(self, machine: Machine, source: _Bounded) -> object:

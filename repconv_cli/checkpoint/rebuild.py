@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from repconv_cli.checkpoint.admitted import is_module_class
+from repconv_cli.checkpoint.importing import library_code
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.records import (
+    Foreign,
     GlobalName,
     InstanceRecord,
     ParameterRecord,
@@ -23,6 +25,8 @@ from repconv_cli.checkpoint.records import (
     TensorRecord,
     TorchValue,
 )
+from repconv_cli.checkpoint.states import is_module_like
+from repconv_cli.checkpoint.unread import Unread
 from repconv_cli.errors import DamagedFileError, InputError, UnsafeFileError
 
 DEEPEST = 200
@@ -38,18 +42,19 @@ FEW_PATHS, MOST_USES = 2_000, 64
 FEW_ATTRIBUTES = 50_000
 """Values that modules may have in lists and tuples, and 64 more for each module: an export looks at all of them."""
 
-FillStorage = Callable[[StorageRecord, memoryview], None]
-"""Writes a storage's bytes into memory of exactly its size, or raises."""
+ReadStorage = Callable[[StorageRecord], torch.Tensor]
+"""Returns a storage's bytes as ``uint8``, exactly as many as it has, or raises."""
 
 
 class Rebuilder:
     """Makes each record once, so that what is shared in the file is shared in the result.
 
-    ``fill`` supplies the bytes of a storage: every byte of a tensor comes from there.
+    ``read`` supplies the bytes of a storage: every byte of a tensor comes from there. ``unread`` lists the classes
+    of objects that are not made, and for which :class:`Unread` stands.
     """
 
-    def __init__(self, fill: FillStorage, trusted: Sequence[str] = ()) -> None:
-        self._fill = fill
+    def __init__(self, read: ReadStorage, trusted: Sequence[str] = ()) -> None:
+        self._read = read
         self._trusted = tuple(trusted)
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._made: dict[int, object] = {}
@@ -57,6 +62,7 @@ class Rebuilder:
         self._written_out: dict[int, int] = {}
         self._modules = self._attributes = 0
         self._classes: dict[tuple[str, str], type[nn.Module]] = {}
+        self.unread: dict[str, None] = {}
 
     def rebuild(self, record: object, depth: int = 0) -> object:
         """Return the value that ``record`` describes.
@@ -86,7 +92,7 @@ class Rebuilder:
         """Return how many values a record comes to, shared ones counted each time; of a module, the modules in it."""
         parts = _parts(record)
         count = 1 + sum(self._written_out.get(id(part), 1) for part in parts)
-        if isinstance(record, InstanceRecord):
+        if isinstance(record, InstanceRecord) and is_module_like(record):
             self._count_module(record, count)
         if count > MOST_WRITTEN_OUT:
             raise DamagedFileError(f"its pickle repeats values so often that they come to more than {MOST_WRITTEN_OUT}")
@@ -109,38 +115,44 @@ class Rebuilder:
             return self._tensor(record).requires_grad_(record.requires_grad)
         if isinstance(record, ParameterRecord):
             return nn.Parameter(self._tensor(record.data), record.requires_grad)
-        if isinstance(record, InstanceRecord):
+        if isinstance(record, InstanceRecord) and is_module_like(record):
             return self._module(record, depth)
+        if isinstance(record, (InstanceRecord, Foreign, GlobalName)):
+            return self._stand_in(record)
         if isinstance(record, TorchValue):
             return _torch_value(record)
         if isinstance(record, dict):
             kind = OrderedDict if isinstance(record, OrderedDict) else dict
-            return kind((key, self.rebuild(value, depth)) for key, value in record.items())
+            return kind((self._key(key, depth), self.rebuild(value, depth)) for key, value in record.items())
         if isinstance(record, (list, tuple)):
             return type(record)([self.rebuild(item, depth) for item in record])
         if isinstance(record, set):
-            return set(record)
+            return {self._key(item, depth) for item in record}
         raise DamagedFileError(f"its pickle ends in a {quoted(type(record).__name__)}, which is no value of a model")
+
+    def _key(self, key: object, depth: int) -> object:
+        return tuple(self.rebuild(part, depth) for part in key) if isinstance(key, tuple) else self.rebuild(key, depth)
+
+    def _stand_in(self, record: InstanceRecord | Foreign | GlobalName) -> Unread:
+        path = record.kind.path if isinstance(record, InstanceRecord) else record.path
+        self.unread[path] = None
+        return Unread(path)
 
     def _tensor(self, record: TensorRecord) -> torch.Tensor:
         storage = self._storages.get(id(record.storage))
         if storage is None:
-            storage = self._storages[id(record.storage)] = self._read(record.storage)
+            storage = self._storages[id(record.storage)] = self._read(record.storage).untyped_storage()
         empty = torch.empty(0, dtype=getattr(torch, record.dtype))
         return empty.set_(storage, record.offset, record.size, record.stride)
 
-    def _read(self, record: StorageRecord) -> torch.UntypedStorage:
-        raw = torch.empty(record.nbytes, dtype=torch.uint8)
-        if record.nbytes:
-            self._fill(record, raw.numpy().data)
-        return raw.untyped_storage()
-
     def _module(self, record: InstanceRecord, depth: int) -> nn.Module:
         kind = self._class(record.kind)
-        saved = _state(record)
-        for name in saved:
-            _require_no_method(kind, str(name))
-        state = {name: self.rebuild(value, depth) for name, value in saved.items()}
+        assert record.state is not None
+        for name, value in record.state.items():
+            # A text says what kind of layer this is; nothing calls nn.Module.type, which it hides.
+            if name != "type" or not isinstance(value, str):
+                _require_no_method(kind, str(name))
+        state = {name: self.rebuild(value, depth) for name, value in record.state.items()}
         made: nn.Module = kind.__new__(kind)
         try:
             # torch.nn's own classes fill in here what older versions did not save.
@@ -165,9 +177,8 @@ def _state(record: InstanceRecord) -> dict[object, object]:
 
 def _parts(record: object) -> Iterable[object]:
     if isinstance(record, InstanceRecord):
-        modules = _state(record)["_modules"]
-        assert isinstance(modules, dict)
-        return modules.values()
+        modules = (record.state or {}).get("_modules")
+        return modules.values() if isinstance(modules, dict) else ()
     if isinstance(record, dict):
         return record.values()
     return record if isinstance(record, (list, tuple)) else ()
@@ -200,7 +211,8 @@ def _python_module(name: str) -> ModuleType | None:
     if name.startswith("torch."):
         return sys.modules.get(name)
     try:
-        return importlib.import_module(name)
+        with library_code():
+            return importlib.import_module(name)
     except ImportError:
         return None
 

@@ -25,10 +25,14 @@ class GlobalName:
 
 @dataclass(eq=False, slots=True)
 class InstanceRecord:
-    """An object made empty, and the state it is to be given; ``None`` until the pickle gives one."""
+    """An object made empty, and the state it is to be given; ``None`` until the pickle gives one.
+
+    ``has_odd_state`` tells that the state was not one plain dict, which no module's is.
+    """
 
     kind: GlobalName
     state: dict[object, object] | None = None
+    has_odd_state: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,6 +74,12 @@ class TorchValue:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Foreign:
-    """Stands for whatever a refused name would have made, so that the rest of the pickle can be listed too."""
+    """Stands for whatever a name that is not admitted would have made: what it was given is not kept.
+
+    Beside the weights it does no harm. In the weights it is refused.
+    """
 
     path: str
+
+
+RECORDS = (GlobalName, InstanceRecord, StorageRecord, TensorRecord, ParameterRecord, TorchValue, Foreign)

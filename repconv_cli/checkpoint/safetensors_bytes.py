@@ -7,7 +7,7 @@ write to a file that is open already. Its reader, which shares no code with this
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from repconv_cli.errors import OutputError
 
 _NAMES = {getattr(torch, name): short for short, name in DTYPES.items()}
 _ALIGNMENT = 8
+_GROUP_BYTES = 64 << 20
 
 
 def chunks(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
@@ -36,8 +37,16 @@ def chunks(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
             yield _bytes_of(tensors[name])
 
 
-def require_same(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+def require_same(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    release: Callable[[], None] | None = None,
+) -> None:
     """Check that the safetensors library reads exactly ``tensors`` and ``metadata`` from ``path``.
+
+    The file is opened anew for every few tensors: what the library has mapped stays in memory until it is closed.
+    ``release`` is called as often, and may let go of the memory of the tensors that were compared.
 
     Raises:
         OutputError: it cannot, or anything differs by a bit.
@@ -45,14 +54,33 @@ def require_same(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt", device="cpu") as opened:
-            same = set(opened.keys()) == set(tensors) and (opened.metadata() or {}) == dict(metadata)
-            wrong = [name for name in tensors if not _is_same(opened.get_tensor(name), tensors[name])] if same else []
+        for group in _groups(tensors):
+            with safe_open(path, framework="pt", device="cpu") as opened:
+                same = set(opened.keys()) == set(tensors) and (opened.metadata() or {}) == dict(metadata)
+                wrong = [name for name in group if not _is_same(opened.get_tensor(name), tensors[name])] if same else []
+            if not same or wrong:
+                break
+            if release is not None:
+                release()
     except (SafetensorError, OSError, RuntimeError, ValueError):
         raise OutputError("what was written cannot be read back", hint="Is the disk full or failing?") from None
     if not same or wrong:
         found = f"tensor {quoted(wrong[0])}" if wrong else "the table of tensors"
         raise OutputError(f"{found} reads back differently from what was written", hint="Is the disk failing?")
+
+
+def _groups(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
+    """Return the names in groups of about ``_GROUP_BYTES`` each."""
+    group: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        group.append(name)
+        size += tensor.numel() * tensor.element_size()
+        if size > _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _check(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -86,17 +114,21 @@ def _header(ordered: list[str], tensors: Mapping[str, torch.Tensor], metadata: M
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return memoryview(_raw(tensor).numpy().data)
+
+
+def _raw(tensor: torch.Tensor) -> torch.Tensor:
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     if plain.stride() != (1,):
         # One element counts as contiguous whatever its stride.
         plain = plain.clone(memory_format=torch.contiguous_format)
-    return memoryview(plain.view(torch.uint8).numpy().data)
+    return plain.view(torch.uint8)
 
 
 def _is_same(read_back: torch.Tensor, written: torch.Tensor) -> bool:
     if read_back.shape != written.shape or read_back.dtype != written.dtype:
         return False
-    return not written.numel() or _bytes_of(read_back) == _bytes_of(written)
+    return not written.numel() or torch.equal(_raw(read_back), _raw(written))
 
 
 def _is_text(text: str) -> bool:

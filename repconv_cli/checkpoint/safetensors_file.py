@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from repconv_cli.checkpoint.quoting import quoted
-from repconv_cli.checkpoint.reading import fill_from, require_few_parts
+from repconv_cli.checkpoint.reading import FileBytes, require_few_parts
 from repconv_cli.errors import DamagedFileError, InputError
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def read_header(handle: BinaryIO) -> Header:
     return Header(ordered, metadata, 8 + length)
 
 
-def read_tensors(handle: BinaryIO, header: Header) -> dict[str, torch.Tensor]:
-    """Return every tensor of the open file whose header has been checked, each with its own memory.
+def read_tensors(file: FileBytes, header: Header) -> dict[str, torch.Tensor]:
+    """Return every tensor of the file whose header has been checked: views of a large file, copies of a small one.
 
     The bytes come from the file that was checked, even if another one has taken its name since.
     """
@@ -84,9 +84,7 @@ def read_tensors(handle: BinaryIO, header: Header) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for name, entry in header.tensors.items():
         begin, end = entry.data_offsets
-        raw = torch.empty(end - begin, dtype=torch.uint8)
-        if raw.numel():
-            fill_from(handle, header.data_start + begin, raw.numpy().data, f"tensor {quoted(name)}")
+        raw = file.take(header.data_start + begin, end - begin, f"tensor {quoted(name)}")
         tensors[name] = raw.view(getattr(torch, DTYPES[entry.dtype])).reshape(entry.shape)
     return tensors
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from repconv_cli.checkpoint.quoting import quoted
-from repconv_cli.checkpoint.records import InstanceRecord, ParameterRecord, TensorRecord
+from repconv_cli.checkpoint.records import Foreign, InstanceRecord, ParameterRecord, TensorRecord
 from repconv_cli.errors import DamagedFileError, UnsafeFileError
 
 _HINT = "Save model.state_dict() instead, and give --arch file.py:callable."
+
+_TABLES = ("_modules", "_parameters", "_buffers")
 
 # Attributes of torch.nn.Module that decide what runs when the module is called.
 _CALLED = frozenset(["forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl", "_slow_forward", "_apply"])
@@ -52,6 +54,8 @@ def check_state(instance: InstanceRecord) -> None:
     kind, state = quoted(instance.kind.path), instance.state
     if state is None:
         raise DamagedFileError(f"a {kind} is never given its state")
+    if instance.has_odd_state:
+        raise DamagedFileError(f"a {kind} is given a state that is not one plain dict")
     for key, value in state.items():
         if not isinstance(key, str):
             raise DamagedFileError(f"a {kind} has an attribute whose name is not text")
@@ -73,6 +77,47 @@ def _is_borne_out(layers: object, state: dict[object, object]) -> bool:
     parameters = state["_parameters"]
     assert isinstance(parameters, dict)
     return isinstance(layers, int) and layers <= max(1, len(parameters))
+
+
+def instances_in(root: InstanceRecord) -> list[InstanceRecord]:
+    """Return ``root`` and every module below it, each once: those in its tables of modules, and those in attributes.
+
+    An object in an attribute that has no such tables is no module; it is not listed, and never made.
+    """
+    found: dict[int, InstanceRecord] = {id(root): root}
+    seen: set[int] = set()
+    open_ends: list[tuple[object, bool]] = [(root, True)]
+    while open_ends:
+        value, must_be_module = open_ends.pop()
+        if isinstance(value, InstanceRecord):
+            if must_be_module or is_module_like(value):
+                found[id(value)] = value
+            if (id(value) in seen) or not (value.state and id(value) in found):
+                continue
+            seen.add(id(value))
+            open_ends += [(item, True) for item in _items(value.state.get("_modules"))]
+            open_ends += [(item, False) for key, item in value.state.items() if key != "_modules"]
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            open_ends += [(item, False) for item in _items(value)]
+    return list(found.values())
+
+
+def is_module_like(instance: InstanceRecord) -> bool:
+    """Whether an object was saved with what every module has."""
+    return instance.state is not None and all(name in instance.state for name in _TABLES)
+
+
+def has_foreign_part(instance: InstanceRecord) -> bool:
+    """Whether a module's own parts (not its other attributes) hold something that is not admitted."""
+    tables = [(instance.state or {}).get(table) for table in _TABLES]
+    return any(isinstance(item, Foreign) for table in tables for item in (table, *_items(table)))
+
+
+def _items(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _check_table(kind: str, state: dict[object, object], table: str, allowed: tuple[type, ...]) -> None:

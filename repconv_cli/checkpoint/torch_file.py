@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -15,51 +16,80 @@ from repconv_cli.checkpoint.archive import Archive
 from repconv_cli.checkpoint.formats import LEGACY_MAGIC
 from repconv_cli.checkpoint.pickles import MOST_PICKLE_BYTES, PickleReader
 from repconv_cli.checkpoint.quoting import quoted
-from repconv_cli.checkpoint.reading import fill_from
-from repconv_cli.checkpoint.records import StorageRecord
-from repconv_cli.checkpoint.states import check_states
+from repconv_cli.checkpoint.reading import FileBytes
+from repconv_cli.checkpoint.records import InstanceRecord, StorageRecord
+from repconv_cli.checkpoint.states import check_states, has_foreign_part, instances_in
+from repconv_cli.checkpoint.wrappers import Unwrapped, unwrap
 from repconv_cli.errors import DamagedFileError, InputError
 
 if TYPE_CHECKING:
-    from repconv_cli.checkpoint.rebuild import FillStorage
+    import torch
+
+    from repconv_cli.checkpoint.rebuild import ReadStorage
 
 _AGAIN = "Download or save it again."
 _LEGACY_PROTOCOL = 1001
 
 
-def read_zip(handle: BinaryIO, trusted: Sequence[str] = ()) -> object:
-    """Return the object saved in a torch zip checkpoint: plain values, CPU tensors and modules.
+@dataclass(frozen=True)
+class SavedRecords:
+    """What a checkpoint's pickle says, as records, and where the bytes of its storages come from."""
+
+    record: object
+    reader: PickleReader
+    file: FileBytes
+    read: ReadStorage
+
+    def unwrapped(self, state_key: str | None = None) -> Unwrapped:
+        """Return the module or the weights in it, checked to be made of admitted parts alone.
+
+        Raises:
+            UnsafeFileError: what is to be used asks for anything that is not admitted.
+            InputError: there are no weights, or no entry ``state_key``.
+        """
+        try:
+            inside = unwrap(self.record, state_key)
+        except InputError as error:
+            if not (state_key is not None and error.found.startswith("there is no entry")):
+                self.reader.refuse_foreign()
+            raise
+        if isinstance(inside.content, InstanceRecord):
+            parts = instances_in(inside.content)
+            if any(has_foreign_part(part) for part in parts):
+                self.reader.refuse_foreign()
+            check_states(parts)
+        return inside
+
+
+def open_zip(handle: BinaryIO, trusted: Sequence[str] = ()) -> SavedRecords:
+    """Return the records of a torch zip checkpoint.
 
     Raises:
-        UnsafeFileError: the pickle asks for anything that is not admitted.
+        UnsafeFileError: the pickle names something that would act on the machine.
         DamagedFileError: a member is missing, has another size than the pickle claims, or fails its checksum.
         InputError: it holds tensors that cannot be fused (quantized, sparse, big-endian).
     """
     archive = Archive(handle)
-    folder = _folder(archive)
+    folder = record_folder(archive)
     if f"{folder}byteorder" in archive and archive.read(f"{folder}byteorder", 16).strip() != b"little":
         raise InputError("its tensors are stored big-endian", hint="Save it again on a little-endian machine.")
     reader = PickleReader(trusted, _bytes_present(archive, handle))
     record = reader.read(_member(archive, f"{folder}data.pkl"))
-    for storage in reader.constructors.storages.values():
-        _check_storage(archive, folder, storage)
-
-    def fill(storage: StorageRecord, target: memoryview) -> None:
-        archive.read_into(f"{folder}data/{storage.key}", target)
-
-    return _build(reader, record, fill, trusted)
+    check_storages(archive, folder, reader)
+    file = FileBytes(handle)
+    return SavedRecords(record, reader, file, storages_in(archive, folder, file))
 
 
-def read_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> object:
-    """Return the object saved in a torch checkpoint of the layout before torch 1.6.
+def open_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> SavedRecords:
+    """Return the records of a torch checkpoint of the layout before torch 1.6.
 
     Such a file is five pickles (magic, protocol, machine, object, storage keys) and then each storage:
     its element count as 8 bytes, and its elements.
 
     Raises:
-        UnsafeFileError: a pickle asks for anything that is not admitted.
+        UnsafeFileError: a pickle names something that would act on the machine.
         DamagedFileError: the file ends early, or a storage has another size than the pickle claims.
-        InputError: as :func:`read_zip`.
+        InputError: as :func:`open_zip`.
     """
     size = handle.seek(0, os.SEEK_END)
     handle.seek(0)
@@ -72,21 +102,20 @@ def read_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> object:
         raise InputError("its tensors are not stored little-endian", hint="Save it again with a current torch.")
     record = reader.read(handle)
     places = _legacy_places(handle, size, reader.read(handle), reader.constructors.storages)
+    file = FileBytes(handle)
 
-    def fill(storage: StorageRecord, target: memoryview) -> None:
-        fill_from(handle, places[storage.key], target, f"storage {quoted(storage.key)}")
+    def read(storage: StorageRecord) -> torch.Tensor:
+        return file.take(places[storage.key], storage.nbytes, f"storage {quoted(storage.key)}")
 
-    return _build(reader, record, fill, trusted)
-
-
-def _build(reader: PickleReader, record: object, fill: FillStorage, trusted: Sequence[str]) -> object:
-    check_states(reader.instances)
-    from repconv_cli.checkpoint.rebuild import Rebuilder
-
-    return Rebuilder(fill, trusted).rebuild(record)
+    return SavedRecords(record, reader, file, read)
 
 
-def _folder(archive: Archive) -> str:
+def record_folder(archive: Archive) -> str:
+    """Return the folder inside the archive that its one ``data.pkl`` lies in, with a slash, or nothing.
+
+    Raises:
+        DamagedFileError: there is none, or several.
+    """
     folders = [name[: -len("data.pkl")] for name in archive.names() if name.split("/")[-1] == "data.pkl"]
     folders = [folder for folder in folders if folder.count("/") == 1 or not folder]
     if len(folders) != 1:
@@ -103,12 +132,34 @@ def _bytes_present(archive: Archive, handle: BinaryIO) -> int:
     return max(handle.seek(0, os.SEEK_END), sum(archive.size(name) for name in archive.names()))
 
 
-def _check_storage(archive: Archive, folder: str, storage: StorageRecord) -> None:
-    name = f"{folder}data/{storage.key}"
-    if archive.size(name) != storage.nbytes:
-        raise DamagedFileError(
-            f"storage {quoted(storage.key)} claims {storage.nbytes} bytes and has {archive.size(name)}", hint=_AGAIN
-        )
+def storages_in(archive: Archive, folder: str, file: FileBytes) -> ReadStorage:
+    """Return what reads a storage of the checkpoint in ``folder`` of ``archive``, its checksum checked."""
+
+    def read(storage: StorageRecord) -> torch.Tensor:
+        import torch
+
+        name = f"{folder}data/{storage.key}"
+        if file.is_mapped and (place := archive.checked_place(name)) is not None:
+            return file.take(place, storage.nbytes, f"member {quoted(name)}")
+        raw = torch.empty(storage.nbytes, dtype=torch.uint8)
+        if storage.nbytes:
+            archive.read_into(name, raw.numpy().data)
+        return raw
+
+    return read
+
+
+def check_storages(archive: Archive, folder: str, reader: PickleReader) -> None:
+    """Check that every storage that was referred to is there, in its claimed size.
+
+    Raises:
+        DamagedFileError: one is not.
+    """
+    for storage in reader.constructors.storages.values():
+        held = archive.size(f"{folder}data/{storage.key}")
+        if held != storage.nbytes:
+            found = f"storage {quoted(storage.key)} claims {storage.nbytes} bytes and has {held}"
+            raise DamagedFileError(found, hint=_AGAIN)
 
 
 def _legacy_places(handle: BinaryIO, size: int, keys: object, storages: dict[str, StorageRecord]) -> dict[str, int]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.errors import DamagedFileError, InputError
+
+_RELEASED_AFTER_BYTES = 32 << 20
 
 
 def check_module(module: nn.Module) -> None:
@@ -28,8 +31,12 @@ def check_module(module: nn.Module) -> None:
         _check_tensor(name, tensor.detach())
 
 
-def check_values(tensors: Mapping[str, torch.Tensor], file_bytes: int) -> None:
+def check_values(
+    tensors: Mapping[str, torch.Tensor], file_bytes: int, release: Callable[[], None] | None = None
+) -> None:
     """Check tensors by name, read from a file of ``file_bytes`` bytes.
+
+    ``release`` is called now and then: it may let go of the memory of those that were checked.
 
     Raises:
         InputError: one is not an ordinary dense tensor, or holds NaN or infinity.
@@ -40,8 +47,13 @@ def check_values(tensors: Mapping[str, torch.Tensor], file_bytes: int) -> None:
     allowed = (64 << 20) + 16 * file_bytes
     if shown > allowed:
         raise DamagedFileError(f"its tensors show {shown} bytes in a file of {file_bytes}", needed=f"at most {allowed}")
+    unreleased = 0
     for name, tensor in tensors.items():
         _check_tensor(name, tensor)
+        unreleased += tensor.numel() * tensor.element_size()
+        if release is not None and unreleased > _RELEASED_AFTER_BYTES:
+            release()
+            unreleased = 0
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
@@ -52,11 +64,20 @@ def _check_tensor(name: str, tensor: torch.Tensor) -> None:
         raise InputError(f"tensor {shown} is quantized or sparse", needed="ordinary dense tensors of numbers")
     if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
         return
-    # float8 has no isfinite of its own.
+    if is_finite(tensor):
+        return
     values = tensor if tensor.element_size() > 1 else tensor.to(torch.float32)
     bad = values.numel() - int(torch.isfinite(values).sum())
-    if bad:
-        raise InputError(
-            f"tensor {shown} holds {bad} values of {values.numel()} that are NaN or infinite",
-            hint="The weights were damaged in training; take an earlier checkpoint.",
-        )
+    raise InputError(
+        f"tensor {shown} holds {bad} values of {values.numel()} that are NaN or infinite",
+        hint="The weights were damaged in training; take an earlier checkpoint.",
+    )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite: the extremes tell, in one pass and without another tensor of that size."""
+    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    if values.element_size() == 1:
+        # float8 has no order of its own.
+        values = values.to(torch.float32)
+    return all(math.isfinite(float(extreme)) for extreme in torch.aminmax(values))

@@ -8,7 +8,8 @@ import secrets
 import signal
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 _LONGEST_NAME_BYTES = 200
+_PIECE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,12 @@ def write_safetensors(
     force: bool,
     source: str | Path | None = None,
     dry_run: bool = False,
+    release: Callable[[], None] | None = None,
 ) -> WrittenFile:
     """Return the file that now holds ``tensors`` and ``metadata``, after reading it back bit for bit.
 
-    The same arguments give the same bytes. With ``dry_run`` everything is done but the last rename. On any
+    Tensors are written one by one; ``release`` is called now and then, and may let go of the memory of those that
+    were. The same arguments give the same bytes. With ``dry_run`` everything is done but the last rename. On any
     exception, and on SIGTERM, nothing new exists under ``path``, what stood there before still does, and the
     temporary file is gone. After SIGKILL the temporary file may be left.
 
@@ -94,9 +98,9 @@ def write_safetensors(
     shown = quoted(path, limit=200)
     try:
         with _sigterm_raises(), _temporary_beside(target) as (temporary, handle):
-            digest, size = _write_chunks(handle, safetensors_bytes.chunks(tensors, metadata))
+            digest, size = _write_chunks(handle, safetensors_bytes.chunks(tensors, metadata), release)
             mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
-            safetensors_bytes.require_same(temporary, tensors, metadata)
+            safetensors_bytes.require_same(temporary, tensors, metadata, release)
             if not dry_run:
                 # The name may have been taken while the tensors were written.
                 check_output(path, force=force, source=source)
@@ -120,7 +124,12 @@ def _status(path: Path) -> os.stat_result | None:
 def _is_file(path: str | Path, status: os.stat_result) -> bool:
     # The same file under another name: a link, or another way to write the path.
     try:
-        return os.path.samestat(os.stat(path), status)
+        named = os.stat(path)
+        if stat.S_ISDIR(named.st_mode):
+            # Which of its files are read is not known here: none of them may be the output.
+            with os.scandir(path) as entries:
+                return any(entry.inode() == status.st_ino and _is_file(entry.path, status) for entry in entries)
+        return os.path.samestat(named, status)
     except FileNotFoundError:
         return False
 
@@ -153,12 +162,23 @@ def _temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
             os.unlink(temporary)
 
 
-def _write_chunks(handle: BinaryIO, chunks: Iterator[bytes | memoryview]) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    for chunk in chunks:
-        handle.write(chunk)
-        digest.update(chunk)
-        size += len(chunk)
+def _write_chunks(
+    handle: BinaryIO, chunks: Iterator[bytes | memoryview], release: Callable[[], None] | None
+) -> tuple[str, int]:
+    """Write ``chunks``, each hashed on a second core meanwhile; return the digest and the bytes written."""
+    digest, size, unreleased = hashlib.sha256(), 0, 0
+    with ThreadPoolExecutor(1) as pool:
+        for chunk in chunks:
+            for start in range(0, len(chunk), _PIECE_BYTES):
+                piece = chunk[start : start + _PIECE_BYTES]
+                hashed = pool.submit(digest.update, piece)
+                handle.write(piece)
+                hashed.result()
+                unreleased += len(piece)
+                if release is not None and unreleased >= _PIECE_BYTES:
+                    release()
+                    unreleased = 0
+            size += len(chunk)
     handle.flush()
     os.fsync(handle.fileno())
     return digest.hexdigest(), size

@@ -17,6 +17,11 @@ def inspect(source: Source, opening: Opening, choosing: Choosing, showing: Showi
 
     def use_case(progress: Progress) -> Result:
         options = make_options(opening, showing, choosing=choosing)
+        from repconv_cli.contents import inspect_contents
+
+        found = inspect_contents(source, options)
+        if found is not None:
+            return found
         from repconv_cli import convert
 
         return convert.inspect(source, options, progress)

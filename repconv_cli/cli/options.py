@@ -18,7 +18,9 @@ from repconv_cli.options import MAX_RATIO, Limits, Options
 Source = Annotated[
     Path,
     typer.Argument(
-        metavar="SOURCE", help="A checkpoint: saved module, .pt2 program, or weights with --arch.", readable=False
+        metavar="SOURCE",
+        help="A checkpoint: saved module, .pt2 program, hub folder, or weights with --arch.",
+        readable=False,
     ),
 ]
 
@@ -30,7 +32,9 @@ class Opening:
     arch: Annotated[
         str | None,
         typer.Option(
-            "--arch", help="What weights belong to: file.py:callable, timm:NAME or torchvision:NAME. Runs that code."
+            "--arch",
+            help="What weights belong to: file.py:callable, timm:NAME, torchvision:NAME, transformers:DIR or "
+            "ultralytics:YAML (options: timm:NAME,num_classes=10). Runs that code.",
         ),
     ] = None
     input: Annotated[

@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repconv_cli.errors import InputError
-from repconv_cli.graph.borrowed import in_eval_mode, quiet
 from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.kept import in_eval_mode, quiet
 from repconv_cli.graph.program import InputInfo, Program
 from repconv_cli.graph.sizes import propagate
 
@@ -98,7 +98,7 @@ def _most_in_use(program: Program, shape_of: Callable[[fx.Node], Shape | None]) 
     return most
 
 
-def largest_tensor(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
+def largest_tensor(module: nn.Module, shape: Shape, dtype: torch.dtype, keyword: str | None = None) -> int | None:
     """Return the elements of the largest tensor that ``module`` makes of an input, None if it does not take it.
 
     Shapes are computed on fake tensors, no numbers.
@@ -106,7 +106,8 @@ def largest_tensor(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with in_eval_mode(module), torch.no_grad(), quiet(), fake, _Largest() as found:
-            module(torch.empty(shape, dtype=dtype))
+            value = torch.empty(shape, dtype=dtype)
+            module(value) if keyword is None else module(**{keyword: value})
     except Exception:  # noqa: BLE001 - a forward may reject a shape in any way
         return None
     elements: int = found.elements

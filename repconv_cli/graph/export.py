@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import TraceError
 from repconv_cli.graph.functional import is_renamable
+from repconv_cli.graph.kept import in_eval_mode
 
 # Guards that only say a size is not 1 (which broadcasts), bound it from below, or say that inputs come in batches of
 # one size, do not tie a size to the example.
@@ -42,7 +43,7 @@ def export(
             continue
         try:
             shapes = _dynamic_shapes(module, args, kwargs, free, may_vary)
-            with _deadline(_MOST_SECONDS if free else None):
+            with in_eval_mode(module), _deadline(_MOST_SECONDS if free else None):
                 exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
             tied = _tied(exported) if free else []
             if not tied:

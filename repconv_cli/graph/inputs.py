@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,12 @@ class Example:
         infos = tuple(InputInfo(f"input_{i}", (None,) * len(s), s, dtype) for i, s in enumerate(grown))
         return cls(infos, Structure("tuple", (LEAF,) * len(infos)))
 
+    @classmethod
+    def keyword(cls, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Example:
+        """Return one tensor given by the keyword ``name``, with a batch of at least 2."""
+        info = cls.positional((shape,), dtype).infos[0]
+        return cls((replace(info, name=name),), Structure("tuple"), Structure("dict", (LEAF,), (name,)))
+
     def tensors(self) -> tuple[Any, Any]:
         """Return (positional arguments, keyword arguments): the user's values, else noise."""
         generator = torch.Generator().manual_seed(0)
@@ -71,10 +77,10 @@ def _noise(info: InputInfo, generator: torch.Generator) -> Tensor:
     return torch.ones(info.example, dtype=info.dtype)
 
 
-def guess_shape(module: nn.Module, dtype: torch.dtype, most: int) -> tuple[int, ...]:
+def guess_shape(module: nn.Module, dtype: torch.dtype, most: int, keyword: str | None = None) -> tuple[int, ...]:
     """Return an input shape that ``module`` takes, from its first layer; raise :class:`InputError` if none fits.
 
-    None of the tensors that it makes of the input has more than ``most`` elements.
+    It is given by ``keyword`` if that is set. No tensor that the module makes of it has more than ``most`` elements.
     """
     first = next(
         (m for m in module.modules() if isinstance(m, (_ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm))), None
@@ -82,7 +88,7 @@ def guess_shape(module: nn.Module, dtype: torch.dtype, most: int) -> tuple[int, 
     candidates = _candidates(first)
     found = 0
     for shape in candidates:
-        largest = largest_tensor(module, shape, dtype)
+        largest = largest_tensor(module, shape, dtype, keyword)
         if largest is not None and max(largest, math.prod(shape)) <= most:
             return shape
         found = max(found, largest or 0)

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError
-from repconv_cli.graph.borrowed import quiet
+from repconv_cli.graph.kept import quiet
 from repconv_cli.graph.program import Program
+
+# These give a view or one number of what they are given, at no cost.
+_PICKS = {torch.ops.aten.select.int, torch.ops.aten.item.default}
 
 # By how much free sizes are grown: a little, and beyond the usual stride of a whole network.
 GROWTHS = (1, 2, 3, 33, 66)
@@ -85,16 +88,27 @@ def check_sizes(program: Program) -> None:
 
 
 def fake_values(program: Program, inputs: list[tuple[int, ...]]) -> Iterator[tuple[fx.Node, Any]]:
-    """Yield every node with its value as a fake tensor (or a size), for inputs of these shapes."""
+    """Yield every node with its value as a fake tensor (or a size), for inputs of these shapes.
+
+    A number that is picked from a stored tensor, such as a detector's stride, is that number.
+    """
     given = iter(zip(inputs, program.inputs, strict=True))
     values: dict[fx.Node, Any] = {}
+    known: dict[fx.Node, Tensor] = {}
     with torch.no_grad(), quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 shape, info = next(given)
                 values[node] = torch.empty(shape, dtype=info.dtype)
             elif node.op == "get_attr":
-                values[node] = mode.from_tensor(program.tensors[str(node.target)])
+                known[node] = program.tensors[str(node.target)]
+                values[node] = mode.from_tensor(known[node])
+            elif node.target in _PICKS and node.args[0] in known:
+                with unset_fake_temporarily():
+                    value = _call(node, lambda n: known[n])
+                if isinstance(value, Tensor):
+                    known[node] = value
+                values[node] = mode.from_tensor(value) if isinstance(value, Tensor) else value
             elif node.op == "call_function":
                 values[node] = _call(node, lambda n: values[n])
             else:

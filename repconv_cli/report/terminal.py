@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repconv_cli.report.bench import bench_screen
+from repconv_cli.report.contents import contents_parts
 from repconv_cli.report.folding import Row, fold_rows
 from repconv_cli.report.words import plain, size_of
 from repconv_cli.results import Change, InputFacts, Result, Verification
@@ -43,6 +44,10 @@ class Report:
             if self.result.verification is not None and not self.result.verification.passed:
                 yield _verdict(self.result, self.result.verification)
             return
+        if self.result.contents is not None:
+            yield from contents_parts(self.result.contents, every=self.every)
+            yield Text(f"Next: repconv inspect {plain(self.result.source.name)} --arch file.py:callable")
+            return
         if self.result.command != "verify":
             yield Text(self._sentence())
             if self.result.blocks:
@@ -56,12 +61,14 @@ class Report:
     def _head(self) -> Iterator[Text]:
         source = self.result.source
         size = f" · {size_of(source.size_bytes)}" if source.size_bytes is not None else ""
-        kind = {"module": "PyTorch module", "weights": "weights with --arch", "program": "torch.export program"}
+        weights = "weights alone" if self.result.contents is not None else "weights with their architecture"
+        kind = {"module": "PyTorch module", "weights": weights, "program": "torch.export program"}
         yield Text.assemble(
             (plain(source.name), "bold"),
             f"   {kind.get(source.kind, 'fused by repconv')} · {source.tensors} tensors · {source.dtype}{size}",
         )
-        yield Text(f"input     {_input(self.result.input)}")
+        if self.result.input.examples:
+            yield Text(f"input     {_input(self.result.input)}")
         for note in (*source.notes, *self.result.notes):
             yield Text(f"note      {plain(note)}")
 

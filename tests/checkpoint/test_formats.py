@@ -47,7 +47,7 @@ OTHERS = [
     ("ONNX", ONNX_HEAD + bytes(64), "ONNX"),
     ("numpy", npy(), "numpy array"),
     ("tar", tar(), "tar archive"),
-    ("JSON", b'{"weight_map": {}}', "JSON"),
+    ("JSON", b'{"weights": {}}', "JSON"),
     ("pickle", pickle.dumps({"a": 1}), "bare pickle"),
     ("empty", b"", r"empty \(0 bytes\)"),
     ("text", b"hello world, hello world", "format is not known"),
@@ -66,7 +66,7 @@ ARCHIVES = [
     ("npz", {"a.npy": npy()}, InputError, "npz"),
     ("zip", {"readme.txt": b"x"}, InputError, "holds no model"),
     ("old export", {"serialized_exported_program.json": b"{}"}, InputError, "torch 2.7 or older"),
-    ("script", {"m/constants.pkl": b"", "m/data.pkl": b""}, InputError, "TorchScript.*never run"),
+    ("script", {"m/constants.pkl": b"", "m/data.pkl": b"N."}, InputError, "TorchScript archive holds no module"),
 ]
 
 

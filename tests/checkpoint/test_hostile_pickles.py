@@ -179,19 +179,28 @@ def self_containing_module() -> bytes:
     return pickle.dumps(module, 2)
 
 
+def module_with(attribute: bytes) -> bytes:
+    """Return the pickle of an Identity that has one more attribute, given as opcodes."""
+    tables = b"".join(b"U%c%s}" % (len(k), k) for k in (b"_modules", b"_parameters", b"_buffers"))
+    return b"\x80\x02ctorch.nn.modules.linear\nIdentity\n)\x81}(" + tables + b"U\x04more" + attribute + b"ub."
+
+
 MALFORMED = [
     ("empty", b"", DamagedFileError, "not well-formed"),
     ("no end", b"\x80\x02}", DamagedFileError, "not well-formed"),
     ("unknown opcode", b"\x80\x02\xff.", DamagedFileError, "not well-formed"),
     ("memo never put", b"\x80\x02h\x07.", DamagedFileError, "not well-formed"),
-    ("huge memo index", b"\x80\x02Nr\xff\xff\xff\x7f0j\xff\xff\xff\x7f.", InputError, "holds a NoneType"),
+    ("huge memo index", b"\x80\x02Nr\xff\xff\xff\x7f0j\xff\xff\xff\x7f.", InputError, "holds a None"),
     ("unmatched mark", b"\x80\x02(.", DamagedFileError, "not well-formed"),
     ("claims 4 GB of text", b"\x80\x02X\xff\xff\xff\xff.", DamagedFileError, "not well-formed"),
     ("claims 2**60 bytes", b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".", DamagedFileError, "not well-formed"),
     ("bytearray of 3 GiB", pickle.dumps(Calls(bytearray, 3 << 30), 2), UnsafeFileError, "builtins.bytearray"),
     ("FloatTensor(n)", b"\x80\x02ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R.", UnsafeFileError, "torch.FloatTensor"),
-    ("deep list", nested(100_000), DamagedFileError, "nested more than"),
-    ("list in itself", b"\x80\x02]q\x00h\x00a.", DamagedFileError, "contains itself"),
+    ("deep list", nested(100_000), InputError, "holds a list"),
+    ("list in itself", b"\x80\x02]q\x00h\x00a.", InputError, "holds a list"),
+    ("deep list in a module", module_with(nested(10_000)[2:-1]), DamagedFileError, "nested more than"),
+    ("list in itself in a module", module_with(b"]q\x00h\x00a"), DamagedFileError, "contains itself"),
+    ("dict in itself", b"\x80\x02}q\x00U\x05modelh\x00s.", InputError, "holds no weights; its entries are model"),
     ("module in itself", self_containing_module(), DamagedFileError, "contains itself"),
     ("module as a key", b"\x80\x02}]Ns.", InputError, "as a key"),
     ("extension registry", b"\x80\x02\x82\x01.", UnsafeFileError, "opcode EXT1"),
@@ -211,7 +220,7 @@ def test_a_memo_bomb_costs_no_more_than_its_bytes(tmp_path: Path) -> None:
     bomb: list[Any] = ["x"]
     for _ in range(60):
         bomb = [bomb] * 10
-    with pytest.raises(DamagedFileError, match="repeats values so often"):
+    with pytest.raises(InputError, match="its entries are bomb"):
         read(checkpoint(tmp_path / "w.pt", pickle.dumps({"bomb": bomb}, 2)))
 
 

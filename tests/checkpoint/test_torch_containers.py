@@ -199,7 +199,7 @@ def test_trusted_packages_may_have_module_classes(tmp_path: Path, monkeypatch, r
     torch.save(vouched.Block(), tmp_path / "m.pt")
     plain = vouched.Plain()
     plain.x = 1
-    torch.save({"m": plain}, tmp_path / "p.pt")
+    torch.save(plain, tmp_path / "p.pt")
     refused(tmp_path / "m.pt", UnsafeFileError, "vouched.Block")
     assert type(read(tmp_path / "m.pt", trust=["vouched"]).module) is vouched.Block
     refused(

@@ -155,7 +155,7 @@ def test_a_write_that_fails_leaves_what_was_there(
         out.write_bytes(EARLIER)
     before = sorted(tmp_path.iterdir())
 
-    def fail(handle: object, chunks: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("repconv_cli.checkpoint.write._write_chunks", fail)

@@ -25,7 +25,7 @@ CONTAINERS: dict[str, tuple[Container, str | None]] = {
     "legacy": (containers.legacy, REFUSED),
     "legacy system information": (lambda path, data: containers.legacy(path, data, 2), REFUSED),
     "legacy storage keys": (lambda path, data: containers.legacy(path, data, 4), REFUSED),
-    "TorchScript": (containers.script, "TorchScript archive, whose graph is code"),
+    "TorchScript": (containers.script, REFUSED),
     "bare": (containers.bare, "bare pickle|format is not known"),
     "pt2 weights": (containers.in_program("data/weights/model.pt"), "holds pickled weights"),
     "pt2 constants": (containers.in_program("data/constants/model.pt"), "holds pickled weights"),

@@ -60,6 +60,13 @@ def _nested_modules(levels: int) -> Callable[[Path], object]:
     return write
 
 
+def _shared(attribute: str) -> Callable[[Path], object]:
+    """Return a writer of two modules that share their whole state, or a table in it."""
+    one, other = nn.Identity(), nn.Identity()
+    setattr(other, attribute, getattr(one, attribute))
+    return lambda path: torch.save(nn.Sequential(nn.Conv2d(1, 1, 1), one, other).eval(), path)
+
+
 TABLE = [
     ("one list in many dicts",
      _repeated(_memo(b"(U\x01aN\x86q\x03" + b"h\x03" * 300_000 + b"l", 0), _memo(b"ccollections\nOrderedDict\n", 1),
@@ -79,10 +86,13 @@ TABLE = [
     ("one text many times in a device",
      _repeated(_memo(_TEXT, 0), _memo(b"(" + b"h\x00" * _TIMES + b"t", 1), b"ctorch\ndevice\nh\x01R", times=3),
      _COSTLY),
+    # Modules that nothing uses are left alone, so that these cost nothing.
     ("one state of many modules", _repeated(_memo(_LINEAR, 0), _memo(_tables(_NAMED), 1), _module(b"h\x01")),
-     "share one state"),
+     "no weights"),
     ("one table of many modules",
-     _repeated(_memo(_LINEAR, 0), _memo(_NAMED, 1), _module(_tables(b"h\x01")), times=40_000), "share one table"),
+     _repeated(_memo(_LINEAR, 0), _memo(_NAMED, 1), _module(_tables(b"h\x01")), times=40_000), "no weights"),
+    ("one state of two modules", _shared("__dict__"), "share one"),
+    ("one table of two modules", _shared("_parameters"), "share one table of parameters"),
     ("modules that double 60 times", _nested_modules(60), "hold one another"),
     ("modules that double 13 times", _nested_modules(13), "hold one another"),
     ("modules that double 8 times", _nested_modules(8), ""),

@@ -1,4 +1,4 @@
-"""How another's module is run: in eval mode, and with torch's own messages kept off stderr."""
+"""A module borrowed: run in eval mode and in silence, and given back as it was."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from torch import nn
 
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put every part of ``module`` in eval mode, and back as it was."""
-    modes = [(part, part.training) for part in module.modules()]
+    """Put every part of ``module`` in eval mode, and back as it was, with the attributes that it had.
+
+    Some layers keep what they computed for the last input's size. Kept from a trace, that is no tensor but a symbol,
+    which breaks whatever runs the module next.
+    """
+    before = [(part, dict(part.__dict__)) for part in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for part, attributes in before:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
 
 
 @contextmanager

@@ -1,0 +1,162 @@
+"""The file alone is the model: ``python benchmarks/run_anywhere.py`` writes ``benchmarks/ANYWHERE.md``.
+
+Each model of the catalogue is fused into a file. Another interpreter, in which no model library can be imported, loads
+that file, runs it at several batch sizes, exports it to ONNX and runs that in onnxruntime. All outputs are compared
+with those of the original.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.utils import _pytree as pytree  # noqa: E402
+
+BATCHES = (1, 2, 5)
+BLOCKED = ("timm", "transformers", "ultralytics", "torchvision")
+SECONDS_PER_MODEL = 400
+
+
+def make(name: str, folder: Path) -> None:
+    """Fuse one model into ``folder``, with inputs and the original's outputs beside it."""
+    import repconv_cli
+    from benchmarks.zoo import find
+
+    model = find(name)
+    module = model.build()
+    args, kwargs = model.example()
+    result = repconv_cli.fuse(module, folder / "model.safetensors", args=args, kwargs=kwargs, samples=1)
+    free = all(shape[0] is None for shape in result.input.shapes)
+    calls = []
+    for batch in BATCHES if free else (2,):
+        args, kwargs = model.example(batch=batch, seed=batch)
+        with torch.no_grad():
+            calls.append((args, kwargs, [o.double() for o in model.judged(module(*args, **kwargs))]))
+    torch.save({"calls": calls, "before_choice": model.before_choice}, folder / "calls.pt")
+    (folder / "fuse.json").write_text(
+        json.dumps({"verdict": result.verification.verdict, "ops": result.totals.ops.after})
+    )
+
+
+def use(folder: Path) -> None:
+    """Load the file where no model library can be imported, and compare what it computes."""
+    for name in BLOCKED:
+        sys.modules[name] = None  # type: ignore[assignment]
+    import repconv_cli
+
+    torch.set_num_threads(1)
+    model = repconv_cli.load(folder / "model.safetensors")
+    saved = torch.load(folder / "calls.pt", weights_only=True)
+    found: dict[str, Any] = {"batches": [], "torch": 0.0, "onnx": None}
+    for args, kwargs, expected in saved["calls"]:
+        with torch.no_grad():
+            outputs = _judged(model(*args, **kwargs), saved["before_choice"])
+        found["torch"] = max(found["torch"], _difference(expected, outputs))
+        found["batches"].append(len(pytree.tree_leaves((args, kwargs))[0]))
+    (folder / "use.json").write_text(json.dumps(found))
+    args, kwargs, expected = saved["calls"][0]
+    try:
+        found["onnx"] = _in_onnxruntime(model, args, kwargs, expected, saved["before_choice"])
+    except Exception as error:  # noqa: BLE001 - a model that the exporter cannot take is a result
+        found["problem"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+    (folder / "use.json").write_text(json.dumps(found))
+
+
+def _in_onnxruntime(model: Any, args: Any, kwargs: Any, expected: list[Tensor], names: tuple[str, ...]) -> float:
+    from repconv_cli.timing.runtimes import RUNTIMES
+
+    outputs = RUNTIMES["onnxruntime"][0](model, (args, kwargs), 1)()
+    with torch.no_grad():
+        leaves, spec = pytree.tree_flatten(model(*args, **kwargs))
+    tensors = iter(torch.from_numpy(value) for value in outputs)  # type: ignore[attr-defined]
+    nested = pytree.tree_unflatten([next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+    return _difference(expected, _judged(nested, names))
+
+
+def _judged(outputs: Any, names: tuple[str, ...]) -> list[Tensor]:
+    if names:
+        outputs = [outputs[name] for name in names]
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Return the largest difference of any output, relative to its range."""
+    worst = 0.0
+    for reference, value in zip(expected, found, strict=True):
+        spread = float(reference[torch.isfinite(reference)].abs().max()) or 1.0
+        worst = max(worst, float((value.double() - reference).nan_to_num(0.0).abs().max()) / spread)
+    return worst
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run every model through both interpreters, one after the other, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="*", metavar="GLOB")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "ANYWHERE.md")
+    parser.add_argument("--step", nargs=3, metavar=("STEP", "NAME", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    if options.step:
+        step, name, folder = options.step
+        make(name, Path(folder)) if step == "make" else use(Path(folder))
+        return
+    from benchmarks.zoo import CATALOGUE
+
+    rows = []
+    for model in CATALOGUE:
+        if fnmatchcase(model.name, options.only):
+            rows.append(_row(model.name))
+            print(rows[-1], file=sys.stderr, flush=True)
+            options.out.write_text(_page(rows))
+
+
+def _row(name: str) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for step in ("make", "use"):
+            problem = _run(step, name, folder)
+            if problem and not (folder / "use.json").exists():
+                return f"| `{name}` | – | – | – | {step}: {problem} |"
+        used = json.loads((folder / "use.json").read_text())
+    onnx = "–" if used["onnx"] is None else f"{used['onnx']:.0e}"
+    batches = ", ".join(map(str, used["batches"]))
+    return f"| `{name}` | {batches} | {used['torch']:.0e} | {onnx} | {used.get('problem', '')} |"
+
+
+def _run(step: str, name: str, folder: Path) -> str | None:
+    command = [sys.executable, __file__, "--step", step, name, str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_PER_MODEL, check=False, cwd=ROOT)
+    except subprocess.TimeoutExpired:
+        return f"took more than {SECONDS_PER_MODEL} s"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return None if done.returncode == 0 else (lines[-1] if lines else f"exit {done.returncode}")[:200]
+
+
+def _page(rows: list[str]) -> str:
+    return "\n".join([
+        "# The file alone is the model", "",
+        "Written by `python benchmarks/run_anywhere.py`; do not edit.", "",
+        (__doc__ or "").partition("\n\n")[2].strip(), "",
+        "Differences are the largest of any output at any batch size, relative to that output's range, in float32; of",
+        "models that pick their top k, the outputs before that. *onnxruntime*: at the first batch size.", "",
+        "| model | batch sizes | loaded file | onnxruntime | |",
+        "|---|---|---:|---:|---|",
+        *rows, "",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Runs in which discrete choices (the top 300 queries, the largest class) are taken from another run.
+
+Rounding moves a score by its last bit, and a choice among scores turns that into another row of the output: then two
+correct models differ by as much as wrong ones do. With the same choices in both runs only rounding is left, and the
+scores that were chosen among are compared like any output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from repconv_cli.graph.interpret import run_node, to_double
+from repconv_cli.graph.program import Program
+
+aten = torch.ops.aten
+
+# What chooses, and how its value is made from the chosen indices, its scores and the axis.
+_PICKS: dict[Any, Callable[[Tensor, Tensor, int], Any]] = {
+    aten.topk.default: lambda scores, chosen, axis: (scores.gather(axis, chosen), chosen),
+    aten.sort.default: lambda scores, chosen, axis: (scores.gather(axis, chosen), chosen),
+    aten.sort.stable: lambda scores, chosen, axis: (scores.gather(axis, chosen), chosen),
+    aten.argsort.default: lambda scores, chosen, axis: chosen,
+    aten.argsort.stable: lambda scores, chosen, axis: chosen,
+}
+# Of these only the indices are a choice: a maximum is continuous.
+_EXTREMES = {aten.max.dim, aten.min.dim, aten.argmax.default, aten.argmin.default}
+
+
+def is_choice(node: fx.Node) -> bool:
+    """Whether ``node`` chooses among floating scores."""
+    if node.op != "call_function" or (node.target not in _PICKS and node.target not in _EXTREMES):
+        return False
+    if node.target in (aten.max.dim, aten.min.dim):
+        return any(user.args[1] == 1 for user in node.users)
+    return True
+
+
+def has_choices(program: Program) -> bool:
+    """Whether an output may depend on a choice."""
+    return any(is_choice(node) for node in program.graph.nodes)
+
+
+@dataclass
+class Run:
+    """What one run gave: outputs, then the scores of each choice; and the values of the choices, in graph order."""
+
+    outputs: list[Any] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+    chosen: list[Any] = field(default_factory=list)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that are compared."""
+        return [value for value in (*self.outputs, *self.scores) if isinstance(value, Tensor)]
+
+
+def run_choosing(
+    program: Program, leaves: Iterable[Tensor], *, in_double: bool, chosen: list[Any] | None = None
+) -> Run:
+    """Return a run of ``program``, in float64 or in its own dtype, with the choices of another run where given.
+
+    Programs match if the same choices come in the same order, as they do in a model and its fused form.
+    """
+    given, run = iter(leaves), Run()
+    values: dict[fx.Node, Any] = {}
+    last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
+    for node in program.graph.nodes:
+        if node.op == "output":
+            run.outputs = list(map_arg(node.args[0], lambda n: values[n]))
+            return run
+        values[node] = _value(program, node, values, given, in_double)
+        if is_choice(node):
+            scores = values[node.args[0]]
+            run.scores.append(scores)
+            if chosen is not None:
+                values[node] = _forced(node, scores, chosen[len(run.chosen)], values[node])
+            run.chosen.append(values[node])
+        for source in {node, *node.all_input_nodes}:
+            if last_use.get(source, node) is node:
+                values.pop(source, None)
+    raise AssertionError("a graph ends in an output node")
+
+
+def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any], given: Any, in_double: bool) -> Any:
+    if node.op == "placeholder":
+        leaf = next(given)
+        return to_double(leaf) if in_double else leaf
+    if node.op == "get_attr":
+        tensor = program.tensors[str(node.target)]
+        return to_double(tensor) if in_double else tensor
+    if in_double:
+        return run_node(node, lambda n: values[n])
+    assert callable(node.target)
+    return node.target(*map_arg(node.args, lambda n: values[n]), **map_arg(node.kwargs, lambda n: values[n]))
+
+
+def _forced(node: fx.Node, scores: Tensor, chosen: Any, own: Any) -> Any:
+    """Return the value of a choice made elsewhere, from the scores of this run."""
+    if node.target in _EXTREMES:
+        return (own[0], chosen[1]) if isinstance(own, tuple) else chosen
+    schema = node.target._schema  # type: ignore[union-attr]
+    names = {argument.name: argument.default_value for argument in schema.arguments}
+    names |= dict(zip(names, node.args, strict=False)) | node.kwargs
+    indices = chosen[1] if isinstance(chosen, tuple) else chosen
+    return _PICKS[node.target](scores, indices, names["dim"])
