@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := sample_checkpoints/repvgg_digits.pt
 
-.PHONY: demo test check samples readme clean
+.PHONY: demo test check samples readme docs clean
 
 demo: $(VENV)/.installed
 	@mkdir -p demo
@@ -38,8 +38,11 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
 
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --quiet --strict --site-dir site
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
 
 readme: $(VENV)/.installed
 	$(BIN)/python benchmarks/readme.py

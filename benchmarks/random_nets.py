@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.graph.nets.checking import Outcome, check, is_valid, shrunk, with_valid_sizes
 from tests.graph.nets.drawing import draw_net
+from tests.graph.nets.full import draw_full_net
 from tests.graph.nets.language import Net
 
 EXPORT_EVERY = 100
@@ -75,11 +76,12 @@ def failure(net: Net, *, is_exported: bool) -> str | None:
     return None
 
 
-def run(count: int, seed: int, *, export_every: int = EXPORT_EVERY, shrink: int = 20) -> Summary:
+def run(count: int, seed: int, *, is_full: bool = False, export_every: int = EXPORT_EVERY, shrink: int = 20) -> Summary:
     """Return the figures of ``count`` nets from ``seed`` on, printing progress and failures."""
+    draw = draw_full_net if is_full else draw_net
     summary, start = Summary(), time.perf_counter()
     for number in range(seed, seed + count):
-        net = with_valid_sizes(draw_net(random.Random(number), number))
+        net = with_valid_sizes(draw(random.Random(number), number))
         is_exported = number % export_every == 0
         summary.nets += 1
         summary.exported += is_exported
@@ -113,10 +115,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export-every", type=int, default=EXPORT_EVERY, help="go through torch.export every N nets")
+    parser.add_argument("--full", action="store_true", help="nets with layers over all values of a sample")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    summary = run(options.count, options.seed, export_every=options.export_every)
+    summary = run(options.count, options.seed, is_full=options.full, export_every=options.export_every)
     print(f"{summary.line()}\n{summary.fused} nets with a block, {summary.exported} through torch.export,")
     print(f"compared at {summary.shapes} shapes in {time.perf_counter() - start:.0f} s. Refusals:")
     for reason, number in summary.reasons.most_common():

@@ -14,7 +14,8 @@ from torch import nn
 from repconv_cli import __version__
 from repconv_cli.checkpoint import check_output, read, write_safetensors
 from repconv_cli.contents import inspect_contents
-from repconv_cli.diagnosis import first_block_off, first_difference, looks_like
+from repconv_cli.diagnosis import first_block_off, first_difference, largest_error, looks_like
+from repconv_cli.drawing import with_drawing
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
 from repconv_cli.graph.allowance import require_like
@@ -63,7 +64,7 @@ def inspect(source: str | Path | nn.Module, options: Options | None = None, prog
         program, is_guessed = trace_source(opened, options)
     with clock.phase("Analysing"):
         plan = make_plan(program, options.blocks)
-    return Result(
+    result = Result(
         "inspect",
         opened.facts,
         input_facts(program, is_guessed),
@@ -73,6 +74,7 @@ def inspect(source: str | Path | nn.Module, options: Options | None = None, prog
         notes=tuple(plan_notes(plan)),
         seconds=clock.seconds,
     )
+    return with_drawing(result, plan, clock.report) if options.draw else result
 
 
 def fuse(
@@ -104,6 +106,8 @@ def fuse(
         stored = from_json(graph, final.tensors)
         verification = compare_outputs(program, opened.module, stored, ProgramModule(stored), options)
     facts = _fuse_result(opened, program, is_guessed, fused, final, verification, clock)
+    if options.draw:
+        facts = with_drawing(facts, fused.plan, clock.report)
     if facts.exit_code(options.strict):
         return facts
     with clock.phase("Writing"):
@@ -237,8 +241,9 @@ def verify(
     with clock.phase("Comparing outputs"), running(f"the graph in {out}"):
         verification = compare_outputs(program, opened.module, stored, ProgramModule(stored), options)
     with clock.phase("Redoing the plan"):
-        verification = _check_tensors(verification, program, stored, options)
-    return Result(
+        fused = fuse_traced(program, replace(options, blocks=None), None)
+        verification = _check_tensors(verification, program, fused, stored, options)
+    result = Result(
         "verify",
         opened.facts,
         input_facts(program, is_guessed),
@@ -247,6 +252,7 @@ def verify(
         notes=program.notes,
         seconds=clock.seconds,
     )
+    return with_drawing(result, fused.plan, clock.report) if options.draw else result
 
 
 def require_same_call(program: Program, stored: Program, out: str) -> None:
@@ -273,9 +279,10 @@ def _unchecked(verification: Verification, reason: str) -> Verification:
     return replace(verification, verdict=verdict, not_checked=reasons)
 
 
-def _check_tensors(verification: Verification, program: Program, stored: Program, options: Options) -> Verification:
+def _check_tensors(
+    verification: Verification, program: Program, fused: Fused, stored: Program, options: Options
+) -> Verification:
     """Compare every tensor in the file with what a new plan gives; name the first block that is off."""
-    fused = fuse_traced(program, replace(options, blocks=None), None)
     final = fused.program
     if set(final.tensors) != set(stored.tensors):
         return _unchecked(verification, "the file's tensors are not those of a new plan")
@@ -296,4 +303,5 @@ def _check_tensors(verification: Verification, program: Program, stored: Program
         tensors_checked=len(stored.tensors),
         first_bad_block=difference.block,
         looks_like=looks_like(difference),
+        largest_error=largest_error(difference),
     )

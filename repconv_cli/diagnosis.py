@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from repconv_cli.graph.fuse import Fused
 from repconv_cli.graph.interpret import run_program
 from repconv_cli.graph.program import Program
+from repconv_cli.results import LargestError
 
 # Another machine may sum in another order before the one cast, which can move a value to its neighbour.
 _ULPS = 4
@@ -77,6 +78,17 @@ def _agree(expected: Tensor, found: Tensor) -> bool:
     a, b = expected.double(), found.double()
     scale = a.abs().amax(tuple(range(1, a.ndim)), keepdim=True) if a.ndim > 1 else a.abs()
     return bool(((a - b).abs() <= _ULPS * torch.finfo(expected.dtype).eps * scale).all())
+
+
+def largest_error(difference: Difference) -> LargestError | None:
+    """Return the value that is farthest off (one that is not finite first), None where shapes differ."""
+    a, b = difference.expected, difference.found
+    if a.shape != b.shape or not a.numel():
+        return None
+    apart = torch.nan_to_num((a.double() - b.double()).abs(), nan=torch.inf)
+    place = torch.unravel_index(apart.argmax(), apart.shape)
+    index = tuple(int(axis) for axis in place)
+    return LargestError(difference.key, index, float(a[index]), float(b[index]))
 
 
 def looks_like(difference: Difference) -> str:

@@ -57,7 +57,7 @@ def plan_notes(plan: Plan) -> list[str]:
 def totals(plan: Plan) -> Totals:
     """Return the counts of the whole model: of the graph as it is, and as the plan writes it. No kernel is computed."""
     written = rewrite(plan, tuple(fuse_block(block) for block in plan.blocks))
-    before, after = count_ops(plan.program), count_ops(written)
+    before, after = count_ops(plan.source), count_ops(written)
     before["params"] = _parameters(plan.program)
     after["params"] = _parameters(written) + sum(block.params_after for block in plan.blocks)
     after["params"] += sum(prod(item.node.meta["shape"]) for item in plan.lifted if item.key in written.parameters)

@@ -25,6 +25,7 @@ class Options:
 
     ``input`` gives the shapes of positional inputs, ``inputs`` a file with named ones, and ``example`` the call itself:
     (positional arguments, keyword arguments) of tensors. With one of the last two, outputs are compared on that.
+    ``draw`` makes what a page shows.
     """
 
     arch: str | None = None
@@ -38,6 +39,7 @@ class Options:
     trust: tuple[str, ...] = ()
     blocks: str | None = None
     strict: bool = False
+    draw: bool = False
 
 
 @dataclass(frozen=True)

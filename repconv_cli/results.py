@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 RESULT_VERSION = 1
@@ -76,6 +76,16 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class LargestError:
+    """The one value of the first tensor that is off which is farthest from what it should be."""
+
+    key: str
+    index: tuple[int, ...]
+    expected: float
+    found: float
+
+
+@dataclass(frozen=True)
 class TensorFacts:
     """One tensor, as the file's header describes it."""
 
@@ -100,6 +110,7 @@ class Verification:
 
     ``max_abs`` is the largest difference, ``noise`` how far the original in its own dtype is from its float64 run,
     ``ratio`` the difference in units of the noise (or of 4 ulp of the range, if larger), ``limit`` what is allowed.
+    ``close``, ``max_rel``, ``top1`` and ``float64`` are shares of 1.
     """
 
     verdict: str
@@ -115,6 +126,7 @@ class Verification:
     per_sample: tuple[dict[str, float], ...] = ()
     first_bad_block: str | None = None
     looks_like: str | None = None
+    largest_error: LargestError | None = None
     tensors_checked: int = 0
     assumptions: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
@@ -166,8 +178,75 @@ class OutputFacts:
 
 
 @dataclass(frozen=True)
+class NodeFacts:
+    """One operator of a graph; ``inputs`` are places of others in the graph, ``block`` the place of its block."""
+
+    name: str
+    op: str
+    module: str
+    shape: tuple[int, ...]
+    weight: tuple[int, ...]
+    inputs: tuple[int, ...]
+    block: int | None = None
+
+
+@dataclass(frozen=True)
+class KernelFacts:
+    """A kernel on the taps of the fused one: its own extent, the rms of each tap, the taps of some channel pairs."""
+
+    label: str
+    extent: tuple[int, ...]
+    rms: tuple[float, ...]
+    slices: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class RangeFacts:
+    """The range of a weight, and what rounding it to int8 would do: the error's rms as a share of the weight's.
+
+    ``int8_error`` is that with one scale for the tensor, ``int8_error_by_channel`` with one for each output channel.
+    """
+
+    name: str
+    low: float
+    high: float
+    rms: float
+    int8_error: float
+    int8_error_by_channel: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What can be seen of one block: kernels (each of ``taps`` rows and columns) and ranges.
+
+    ``pairs`` are the (output, input) channels whose taps each kernel shows; ``note`` says why there is no kernel.
+    """
+
+    taps: tuple[int, int] = (1, 1)
+    pairs: tuple[tuple[int, int], ...] = ()
+    branches: tuple[KernelFacts, ...] = ()
+    fused: KernelFacts | None = None
+    ranges_before: tuple[RangeFacts, ...] = ()
+    range_after: RangeFacts | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a page shows beside the figures: the graph before and after, and a picture of each block."""
+
+    before: tuple[NodeFacts, ...]
+    after: tuple[NodeFacts, ...]
+    blocks: tuple[BlockFacts, ...]
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
 class Result:
-    """What one command found. ``command`` is ``inspect``, ``fuse``, ``verify`` or ``bench``."""
+    """What one command found. ``command`` is ``inspect``, ``fuse``, ``verify`` or ``bench``.
+
+    ``drawing`` is there where a page was asked for, and is no part of the JSON.
+    """
 
     command: str
     source: SourceFacts
@@ -181,10 +260,13 @@ class Result:
     contents: Contents | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    drawing: Drawing | None = None
 
     def json(self) -> dict[str, Any]:
-        """Return the result as JSON-ready values."""
-        return {"version": RESULT_VERSION, **asdict(self)}
+        """Return the result as JSON-ready values, without the drawing."""
+        values = asdict(replace(self, drawing=None))
+        del values["drawing"]
+        return {"version": RESULT_VERSION, **values}
 
     def exit_code(self, strict: bool) -> int:
         """Return 0, or 1 where outputs differ, or if ``strict`` where something was refused, unchecked or not there."""

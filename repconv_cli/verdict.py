@@ -190,6 +190,7 @@ def _add_output(
     if limits.atol is not None or limits.rtol is not None:
         allowed = (limits.atol or 0.0) + (limits.rtol or 0.0) * reference64.abs()
         tally.is_bad |= bool((difference > allowed).any())
+        limit = float(torch.as_tensor(allowed).max())
     else:
         tally.is_bad |= worst > limit
     tally.close += int(torch.isclose(value, reference)[finite].sum())

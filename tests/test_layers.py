@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "checkpoint": {"errors"},
     "exported": {"checkpoint", "graph", "errors"},
     "facts": {"graph", "results"},
+    "drawing": {"algebra", "errors", "facts", "graph", "results"},
     "diagnosis": {"graph", "results"},
     "verify": {"graph", "onnx", "results", "errors"},
     "verdict": {"graph", "onnx", "options", "results", "errors"},
@@ -41,12 +42,12 @@ MAY_IMPORT = {
     "training": {"algebra", "errors"},
     "contents": {"checkpoint", "options", "results"},
     "convert": {
-        "algebra", "checkpoint", "contents", "diagnosis", "errors", "exported", "facts", "graph", "onnx",
+        "algebra", "checkpoint", "contents", "diagnosis", "drawing", "errors", "exported", "facts", "graph", "onnx",
         "opening", "options", "results", "verdict", "verify",
     },
     "api": {"convert", "gains", "options", "results"},
     "report": {"errors", "results"},
-    "cli": {"allocation", "contents", "convert", "gains", "errors", "options", "report", "results"},
+    "cli": {"allocation", "checkpoint", "contents", "convert", "gains", "errors", "options", "report", "results"},
     "__init__": {"api"},
     "__main__": {"cli"},
 }  # fmt: skip
@@ -60,7 +61,7 @@ THIRD_PARTY = {
     "algebra": {"torch"},
     "graph": {"torch", "msgspec"},
     "checkpoint": {"numpy", "torch", "msgspec", "safetensors"},
-    "report": {"rich"},
+    "report": {"rich", "jinja2", "markupsafe", "msgspec"},
     "cli": {"typer", "rich"},
     "training": {"torch"},
 }

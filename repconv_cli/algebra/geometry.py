@@ -74,7 +74,8 @@ class Geometry:
     """The shape of a convolution ``(O, I/groups, *kernel)`` over input channels ``[reads, reads + I)``.
 
     ``transposed`` marks a transposed convolution with a stride over 1; its ``high`` is
-    ``padding - output_padding``. With stride 1 a transposed convolution is a plain one.
+    ``padding - output_padding``. With stride 1 a transposed convolution is a plain one, and computed as a plain one:
+    :meth:`as_transposed` is how it may be written.
     """
 
     out_channels: int
@@ -119,6 +120,20 @@ class Geometry:
         """Return the multiply-accumulates for one sample with spatial input ``sizes``."""
         positions = prod(sizes if self.transposed else self.output_sizes(sizes))
         return self.parameters * positions
+
+    def as_transposed(self) -> Geometry | None:
+        """Return the marked form of a plain convolution with stride 1, whose kernel is the flipped one; None if none.
+
+        ``padding' = dilation * (kernel - 1) - padding``, which torch's operator takes where it is the same on both
+        sides and not negative.
+        """
+        axes = self.axes
+        if self.transposed or self.padding_mode != "zeros" or any(a.stride > 1 or a.low != a.high for a in axes):
+            return None
+        if any(axis.low >= axis.extent for axis in axes):
+            return None
+        turned = (Axis(a.kernel, 1, a.dilation, a.extent - 1 - a.low, a.extent - 1 - a.high) for a in axes)
+        return replace(self, axes=tuple(turned), transposed=True)
 
     def is_pointwise(self) -> bool:
         """Whether every output position reads the input at that position alone."""

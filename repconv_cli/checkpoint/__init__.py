@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from repconv_cli.checkpoint.formats import FileFormat
 from repconv_cli.checkpoint.source import Source, read
-from repconv_cli.checkpoint.write import WrittenFile, check_output, write_safetensors
+from repconv_cli.checkpoint.write import WrittenFile, check_output, write_safetensors, write_text
 
-__all__ = ["FileFormat", "Source", "WrittenFile", "check_output", "read", "write_safetensors"]
+__all__ = ["FileFormat", "Source", "WrittenFile", "check_output", "read", "write_safetensors", "write_text"]

@@ -121,6 +121,23 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
+def write_text(path: str | Path, text: str, *, force: bool, source: str | Path | None = None) -> None:
+    """Write ``text`` as UTF-8 so that it is whole under ``path``, or not there: as :func:`write_safetensors` does.
+
+    Raises:
+        OutputError: as :func:`check_output`, or the disk refuses.
+    """
+    target = check_output(path, force=force, source=source)
+    try:
+        with _sigterm_raises(), _temporary_beside(target) as (temporary, handle):
+            _write_chunks(handle, iter([text.encode("utf-8", errors="replace")]), None)
+            check_output(path, force=force, source=source)
+            os.replace(temporary, target)
+            _flush_folder(target.parent)
+    except OSError as error:
+        raise OutputError(f"it cannot be written ({_reason(error)})", where=quoted(path, limit=200)) from None
+
+
 def _is_file(path: str | Path, status: os.stat_result) -> bool:
     # The same file under another name: a link, or another way to write the path.
     try:

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from repconv_cli.cli.boundary import run_command
-from repconv_cli.cli.options import Choosing, Judging, Opening, Showing, Source, make_options, with_groups
+from repconv_cli.cli.options import (
+    Choosing,
+    Force,
+    Judging,
+    Opening,
+    Showing,
+    Source,
+    as_typed,
+    make_options,
+    with_groups,
+)
+from repconv_cli.cli.page import Page
 from repconv_cli.cli.progress import Progress
 from repconv_cli.options import Timing
 from repconv_cli.results import Result
@@ -32,10 +43,16 @@ def bench(
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each runtime.")] = 1,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Samples in one call; 1 if free.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="About how long to time in each runtime.")] = 5.0,
+    force: Force = False,
 ) -> None:
     """Time the original and the fused model side by side, in every runtime that is installed.
 
-    Example: repconv bench model.pt model.safetensors --threads 1
+    Examples:
+
+    \b
+      repconv bench model.pt model.safetensors
+      repconv bench model.pt --threads 4 --batch 8 --runtime onnxruntime
+      repconv bench weights.pth out.safetensors --arch timm:repvgg_a0 --seconds 20
     """
 
     def use_case(progress: Progress) -> Result:
@@ -44,4 +61,5 @@ def bench(
 
         return measure(source, out, options, Timing(tuple(runtime or ()), threads, batch, seconds), progress)
 
-    run_command(use_case, showing)
+    page = Page.wanted(showing.html, force=force, inputs=(source, *([] if out is None else [out])))
+    run_command(use_case, showing, as_typed(opening), page)

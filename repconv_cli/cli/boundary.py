@@ -12,27 +12,39 @@ from rich.console import Console
 from rich.text import Text
 
 from repconv_cli.cli.options import Showing
+from repconv_cli.cli.page import Page
 from repconv_cli.cli.progress import Progress
 from repconv_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, RepconvError
 from repconv_cli.report.as_json import error_json, result_json
 from repconv_cli.report.terminal import Report
-from repconv_cli.report.words import plain
+from repconv_cli.report.words import lines, plain
 from repconv_cli.results import Result
 
 # A pipe has no width: names must not be cut there.
 _PIPE_WIDTH = 100_000
+_INDENT = " " * len("error: ")
 
 
 def run_command(
     use_case: Callable[[Any], Result],
     showing: Showing,
+    options: tuple[str, ...] = (),
+    page: Page | None = None,
 ) -> None:
-    """Run ``use_case`` with a progress display, print its result, and exit with the command's code."""
+    """Run ``use_case`` with a progress display, print its result, and exit with the command's code.
+
+    ``options`` are those that the next command needs too, ``page`` is the HTML report, if one is wanted.
+    """
     try:
         with Progress(quiet=showing.quiet) as progress:
             progress("Starting", 0, 0)
+            if page is not None:
+                page.check()
             result = use_case(progress)
-        _print(result, showing)
+            if page is not None:
+                progress("Reporting", 0, 0)
+                page.write(result, options)
+        _print(result, showing, options)
         code = result.exit_code(showing.strict)
     except RepconvError as error:
         code = error.exit_code
@@ -49,7 +61,7 @@ def run_command(
     raise typer.Exit(code)
 
 
-def _print(result: Result, showing: Showing) -> None:
+def _print(result: Result, showing: Showing, options: tuple[str, ...]) -> None:
     if showing.json:
         sys.stdout.write(result_json(result) + "\n")
     elif not showing.quiet:
@@ -57,7 +69,9 @@ def _print(result: Result, showing: Showing) -> None:
         console = Console(
             force_terminal=is_terminal, width=None if is_terminal else _PIPE_WIDTH, highlight=False, soft_wrap=False
         )
-        console.print(Report(result, every=showing.all))
+        console.print(
+            Report(result, every=showing.all, details=showing.verbose, options=options, page=str(showing.html or ""))
+        )
 
 
 def _fail(error: RepconvError, showing: Showing) -> None:
@@ -65,11 +79,18 @@ def _fail(error: RepconvError, showing: Showing) -> None:
         sys.stdout.write(error_json(error) + "\n")
     if showing.debug:
         traceback.print_exc()
-    _say(str(error))
+    if not sys.stderr.isatty():
+        _say(str(error))
+        return
+    found = error.found if error.where is None else f"{error.where}: {error.found}"
+    _say(found + (f"; needed: {error.needed}" if error.needed else ""), error.hint)
 
 
-def _say(message: str) -> None:
-    is_terminal = sys.stderr.isatty()
-    # A terminal gets lines broken between words; a log gets one line.
-    console = Console(stderr=True, force_terminal=is_terminal, highlight=False, soft_wrap=not is_terminal)
-    console.print(Text.assemble(("error: ", "bold red"), plain(message)))
+def _say(message: str, hint: str | None = None) -> None:
+    """Write an error on stderr: one line in a log; in a terminal broken between words, and what to do on a new line."""
+    console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    width = console.width if console.is_terminal else _PIPE_WIDTH
+    parts = [f"error: {plain(message)}", *([] if hint is None else [f"{_INDENT}{plain(hint)}"])]
+    text = Text("\n".join(lines(part, width, len(_INDENT)) for part in parts))
+    text.stylize("bold red", 0, len("error:"))
+    console.print(text)

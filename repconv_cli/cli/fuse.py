@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from repconv_cli.cli.boundary import run_command
-from repconv_cli.cli.options import Choosing, Judging, Opening, Showing, Source, make_options, with_groups
+from repconv_cli.cli.options import Choosing, Judging, Opening, Showing, Source, as_typed, make_options, with_groups
+from repconv_cli.cli.page import Page
 from repconv_cli.cli.progress import Progress
 from repconv_cli.results import Result
 
@@ -23,12 +24,18 @@ def fuse(
     choosing: Choosing,
     judging: Judging,
     showing: Showing,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT, and the report, if they exist.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but the last rename.")] = False,
 ) -> None:
     """Make one convolution of each block, prove it equal, and write a safe file.
 
-    Example: repconv fuse model.pt model.safetensors
+    Examples:
+
+    \b
+      repconv fuse model.pt model.safetensors
+      repconv fuse weights.pth out.safetensors --arch net.py:make_net
+      repconv fuse model.pt out.safetensors --input 1,3,320,320 --dry-run
+      repconv fuse model.pt out.safetensors --blocks 'stages.2.*'
     """
 
     def use_case(progress: Progress) -> Result:
@@ -37,4 +44,5 @@ def fuse(
 
         return convert.fuse(source, out, options, force=force, dry_run=dry_run, progress=progress)
 
-    run_command(use_case, showing)
+    page = Page.wanted(showing.html, force=force, inputs=(source, out))
+    run_command(use_case, showing, as_typed(opening), page)

@@ -42,6 +42,13 @@ def main(
 
     Exit codes: 0 done and verified; 1 outputs differ (or, with --strict, something was refused or unchecked);
     2 bad input or usage; 70 a bug in repconv; 130 interrupted.
+
+    Examples:
+
+    \b
+      repconv inspect model.pt                      what can be fused, what not
+      repconv fuse    model.pt model.safetensors    one operator a block, proven
+      repconv verify  model.pt model.safetensors    judge the file that lies there
     """
     del version
 

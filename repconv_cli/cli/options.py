@@ -25,6 +25,9 @@ Source = Annotated[
 ]
 
 
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the report if it exists.")]
+
+
 @dataclass(frozen=True)
 class Opening:
     """How the source is opened."""
@@ -81,11 +84,20 @@ class Choosing:
 class Showing:
     """What is printed, and what counts as success."""
 
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write a report to look at: graph, blocks, kernels. One HTML file."
+        ),
+    ] = None
     all: Annotated[bool, typer.Option("--all", help="List each block and each refusal.")] = False
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 also where something was refused or left unchecked.")
     ] = False
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Add each block's keys and proof, every sample, and the time.")
+    ] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False
 
@@ -131,6 +143,23 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
     ]
 
 
+def as_typed(group: Any) -> tuple[str, ...]:
+    """Return the options of ``group`` that were given, as they would be typed again.
+
+    >>> as_typed(Opening(arch="timm:repvgg_a0", input=["1,3,64,64"]))
+    ('--arch', 'timm:repvgg_a0', '--input', '1,3,64,64')
+    """
+    words: list[str] = []
+    for field in fields(group):
+        value = getattr(group, field.name)
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                words.append(f"--{field.name.replace('_', '-')}")
+            elif one not in (None, False, field.default):
+                words += [f"--{field.name.replace('_', '-')}", str(one)]
+    return tuple(words)
+
+
 def parse_shape(text: str) -> tuple[int, ...]:
     """Return the shape written as ``1,3,224,224``.
 
@@ -162,4 +191,5 @@ def make_options(
         trust=tuple(opening.trust or ()),
         blocks=choosing.blocks,
         strict=showing.strict,
+        draw=showing.html is not None,
     )

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from repconv_cli.cli.boundary import run_command
-from repconv_cli.cli.options import Judging, Opening, Showing, Source, make_options, with_groups
+from repconv_cli.cli.options import Force, Judging, Opening, Showing, Source, as_typed, make_options, with_groups
+from repconv_cli.cli.page import Page
 from repconv_cli.cli.progress import Progress
 from repconv_cli.results import Result
 
@@ -20,10 +21,16 @@ def verify(
     opening: Opening,
     judging: Judging,
     showing: Showing,
+    force: Force = False,
 ) -> None:
     """Compare the outputs of SOURCE and OUT on random inputs, and OUT's tensors with a new plan.
 
-    Example: repconv verify model.pt model.safetensors
+    Examples:
+
+    \b
+      repconv verify model.pt model.safetensors
+      repconv verify model.pt model.safetensors --samples 16 --seed 1
+      repconv verify weights.pth out.safetensors --arch net.py:make_net --html report.html
     """
 
     def use_case(progress: Progress) -> Result:
@@ -32,4 +39,5 @@ def verify(
 
         return convert.verify(source, out, options, progress)
 
-    run_command(use_case, showing)
+    page = Page.wanted(showing.html, force=force, inputs=(source, out))
+    run_command(use_case, showing, as_typed(opening), page)

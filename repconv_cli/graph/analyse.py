@@ -8,13 +8,14 @@ from math import prod
 
 from torch import fx
 
-from repconv_cli.algebra import Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants, region_between
 from repconv_cli.graph.probe import linear_sources, probed_step
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import Step, aten, describe
-from repconv_cli.graph.terms import Anchor, Term, moves_after, takeable_geometry
+from repconv_cli.graph.term import Anchor, Term
+from repconv_cli.graph.unroll import Rows, Unrolled, rows_on_anchors, unrolled
+from repconv_cli.graph.written import can_be_padded, moves_after, pads_itself, written_geometry
 
 # A node is expressed on its nearest anchors only, so that a long chain of linear operators costs linear time.
 MAX_ANCHORS = 16
@@ -77,6 +78,7 @@ def analyse(program: Program) -> Analysis:
     analysis = Analysis(Constants(program), program.samples())
     available: dict[fx.Node, dict[fx.Node, Term]] = {}
     affine: dict[fx.Node, list[fx.Node]] = {}
+    rows: dict[fx.Node, dict[fx.Node, Rows]] = {}
     for node in program.graph.nodes:
         if node in analysis.constants:
             continue
@@ -85,6 +87,7 @@ def analyse(program: Program) -> Analysis:
             continue
         available[node] = {node: Term()}
         terms = _described(node, available, analysis)
+        rows[node] = {node: Rows()} | _rows(node, rows, analysis)
         if all(term.layout is not None for term in terms.values()):
             probed = probed_step(node, affine[node], analysis.constants)
             if probed is not None:
@@ -94,11 +97,31 @@ def analyse(program: Program) -> Analysis:
                 # The steps are walked from a block's end to its anchor: by rules all the way, or in one leap.
                 if any(n not in analysis.steps for n in region):
                     analysis.steps[node], terms = probed, {}
+                    rows[node] = {node: Rows()}
                 terms = found | terms
-        candidates = ((a, _candidate(a, term)) for a, term in terms.items())
+        candidates = ((a, _candidate(Anchor.of(a), term)) for a, term in terms.items())
         analysis.candidates[node] = {a: candidate for a, candidate in candidates if candidate is not None}
+        analysis.candidates[node] |= _unrolled_candidates(node, rows[node], terms, analysis)
         available[node] |= terms
     return analysis
+
+
+def _rows(node: fx.Node, rows: dict[fx.Node, dict[fx.Node, Rows]], analysis: Analysis) -> dict[fx.Node, Rows]:
+    step = analysis.steps.get(node)
+    return {} if step is None else rows_on_anchors(node, step, rows, analysis.constants, MAX_ANCHORS)
+
+
+def _unrolled_candidates(
+    node: fx.Node, rows: dict[fx.Node, Rows], terms: dict[fx.Node, Term], analysis: Analysis
+) -> dict[fx.Node, Candidate]:
+    """Return ``node`` as one layer on whole rows of anchors on which it is no convolution over positions."""
+    found: dict[fx.Node, Candidate] = {}
+    for anchor, row in rows.items():
+        pair = unrolled(node, anchor, row, analysis.constants) if anchor not in terms else None
+        candidate = None if pair is None else _candidate(*pair)
+        if candidate is not None:
+            found[anchor] = candidate
+    return found
 
 
 def _affine_anchors(node: fx.Node, affine: dict[fx.Node, list[fx.Node]], constants: Constants) -> list[fx.Node]:
@@ -143,79 +166,28 @@ def _combine(
     return terms
 
 
-def _candidate(anchor: fx.Node, term: Term) -> Candidate | None:
+def _candidate(anchor: Anchor, term: Term) -> Candidate | None:
     """Return ``term`` with its cost; None for pads and pools alone, which no convolution should replace."""
-    at = Anchor.of(anchor)
-    cost = _cost_of_term(term, at)
-    return None if cost is None else Candidate(at, term, cost)
+    cost = _cost_of_term(term, anchor)
+    return None if cost is None else Candidate(anchor, term, cost)
 
 
 def _cost_of_term(term: Term, anchor: Anchor) -> Cost | None:
     """Return what one operator (two with explicit padding, none for the anchor itself) would cost."""
     if term.offset.ndim > 1:
         return None
-    moved = Cost(0, moves_after(term, anchor))
+    moved = Cost(0, term.reshapes if isinstance(term, Unrolled) else moves_after(term, anchor))
     if term.keeps_values():
         return moved
     if term.axis is None or term.geometry is None:
         return moved + Cost(0, 1)
-    geometry = takeable_geometry(term, anchor)
+    geometry = written_geometry(term, anchor)
     if not term.convolutions:
         return moved + Cost(0, 1) if geometry.is_diagonal() else None
-    if not _can_be_padded(geometry, anchor.sizes(term.axis)):
+    if not can_be_padded(geometry, anchor.sizes(term.axis)):
         return None
     macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
     return moved + Cost(macs, 1 if pads_itself(term, anchor) else 2, 1)
-
-
-def _can_be_padded(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
-    """Whether torch's pad operator can do it: in a mode other than zeros it crops nothing, and wraps around once."""
-    if geometry.transposed or geometry.padding_mode == "zeros" or not geometry.reads_outside(sizes):
-        return True
-    most = {"reflect": -1, "circular": 0}.get(geometry.padding_mode)
-    for axis, size in zip(geometry.axes, sizes, strict=True):
-        is_too_wide = most is not None and size is not None and max(axis.low, axis.high) > size + most
-        if min(axis.low, axis.high) < 0 or is_too_wide:
-            return False
-    return True
-
-
-def pads_itself(term: Term, anchor: Anchor) -> bool:
-    """Whether torch's convolution can do the term's padding, without a pad operator before it."""
-    geometry = takeable_geometry(term, anchor)
-    if geometry.transposed:
-        return True
-    assert term.axis is not None
-    if geometry.padding_mode != "zeros" and geometry.reads_outside(anchor.sizes(term.axis)):
-        return False
-    return symmetric_padding(term, anchor) is not None or is_torch_same(term)
-
-
-def symmetric_padding(term: Term, anchor: Anchor) -> tuple[int, ...] | None:
-    """Return one padding number per axis that gives the same outputs, or None.
-
-    With a stride, padding after the last window is never read, so ``high`` may be another number at a known size.
-    """
-    assert term.geometry is not None
-    assert term.axis is not None
-    pads = []
-    for axis, size in zip(term.geometry.axes, anchor.sizes(term.axis), strict=True):
-        is_same_size = size is not None and axis.output_size(size) == (
-            (size + 2 * axis.low - axis.extent) // axis.stride + 1
-        )
-        if axis.low < 0 or (axis.low != axis.high and not is_same_size):
-            return None
-        pads.append(axis.low)
-    return tuple(pads)
-
-
-def is_torch_same(term: Term) -> bool:
-    """Whether the padding is what torch's ``padding="same"`` gives: the larger half after."""
-    assert term.geometry is not None
-    return all(
-        axis.stride == 1 and axis.low + axis.high == axis.extent - 1 and axis.low == (axis.extent - 1) // 2
-        for axis in term.geometry.axes
-    )
 
 
 def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:
@@ -225,9 +197,12 @@ def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:
     step = steps.get(node)
     if step is not None and step.leaf is not None and step.leaf.is_layer:
         shape = step.inputs[0].meta["shape"]
-        axes = step.leaf.geometry.axes
+        geometry, axes = step.leaf.geometry, step.leaf.geometry.axes
         positions = shape[0] if axes else prod(shape[:-1])
-        return Cost(step.leaf.geometry.multiply_accumulates(shape[2:] if axes else ()) * positions, 1, 1)
+        if step.leaf.transposes:
+            # Each input position is multiplied with the whole kernel, also at stride 1.
+            return Cost(geometry.parameters * prod(shape[2:]) * positions, 1, 1)
+        return Cost(geometry.multiply_accumulates(shape[2:] if axes else ()) * positions, 1, 1)
     return Cost(_other_macs(node), 1)
 
 

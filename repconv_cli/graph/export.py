@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import signal
 import threading
 import time
@@ -18,20 +17,16 @@ from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import TraceError
 from repconv_cli.graph.functional import is_renamable
+from repconv_cli.graph.guards import Bounds, Conditions, conditions
 from repconv_cli.graph.kept import in_eval_mode
 
-# Guards that only say a size is not 1 (which broadcasts), bound it from below, or say that inputs come in batches of
-# one size, do not tie a size to the example.
-_BATCH = r"L(\[[^]]+\])+\.size\(\)\[0\]"
-_HARMLESS_GUARD = re.compile(rf".*(!= [01]|>= [012]|> [01])$|{_BATCH} == {_BATCH}$")
-_FIXED_BATCH = re.compile(rf"{_BATCH} == \d+$")
 _MOST_SECONDS = 60
 
 
 def export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_vary: tuple[tuple[bool, ...], ...] | None
-) -> tuple[ExportedProgram, list[str]]:
-    """Return a functional graph, and what to tell the user of sizes that are fixed.
+) -> tuple[ExportedProgram, Bounds, list[str]]:
+    """Return a functional graph, the lower bounds of its free sizes, and what to tell the user of those that are fixed.
 
     Batch and space are free where the model allows, else the batch alone, else none.
     """
@@ -45,12 +40,12 @@ def export(
             shapes = _dynamic_shapes(module, args, kwargs, free, may_vary)
             with in_eval_mode(module), _deadline(_MOST_SECONDS if free else None):
                 exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-            tied = _tied(exported) if free else []
-            if not tied:
+            needed = _conditions(exported) if free else Conditions()
+            if not needed.tied:
                 functional = exported if is_renamable(exported.graph) else exported.run_decompositions({})
-                return functional, _size_notes(free, found)
+                return functional, needed.bounds, _size_notes(free, found)
             found.append("found conditions on them")
-            is_batch_fixed = any(_FIXED_BATCH.match(guard) for guard in tied)
+            is_batch_fixed = needed.is_batch_fixed
         except _OverdueError:
             found.append(f"did not end within {_MOST_SECONDS} s while they were free")
         except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward
@@ -63,10 +58,9 @@ def export(
     ) from error
 
 
-def _tied(exported: ExportedProgram) -> list[str]:
-    """Return the conditions under which the graph holds, but for those that any useful size meets."""
-    guards = getattr(exported, "_guards_code", None) or []
-    return [guard for guard in guards if not _HARMLESS_GUARD.match(guard)]
+def _conditions(exported: ExportedProgram) -> Conditions:
+    """Return the conditions under which the graph holds."""
+    return conditions(getattr(exported, "_guards_code", None) or [], exported.graph_signature.user_inputs)
 
 
 def _size_notes(free: tuple[str, ...], found: list[str]) -> list[str]:

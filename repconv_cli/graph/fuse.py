@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from repconv_cli.errors import InputError, UnprovenError
 from repconv_cli.graph.certificate import Certificate, certify
@@ -115,13 +115,13 @@ def fuse_program(
     with torch.no_grad(), running("the model"):
         expected = run_side_by_side(program, samples, lambda key: program.tensors[key])
     _require_finite(expected)
-    unproven: dict[tuple[fx.Node, fx.Node], str] = {}
+    unproven: dict[tuple[str, str], str] = {}
     while True:
         plan = make_plan(program, only, unproven)
         try:
             fused, found = _execute(plan, samples, dtype, seed, progress)
         except _BlockUnprovenError as failure:
-            unproven[failure.block.node, failure.block.anchor] = failure.found
+            unproven[failure.block.node.name, failure.block.anchor.name] = failure.found
             continue
         error = range_difference(expected, found)
         if not error <= WHOLE_MODEL_LIMIT and not error <= _sensitivity(program, samples, expected):

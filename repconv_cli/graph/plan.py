@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from torch import fx
 
@@ -15,7 +16,8 @@ from repconv_cli.graph.lift import Lifted, find_lifted
 from repconv_cli.graph.program import Program, is_computation, unused_path
 from repconv_cli.graph.refusals import Refusal, find_refusals
 from repconv_cli.graph.select import Choice, select
-from repconv_cli.graph.terms import is_written_as_linear, takeable_geometry
+from repconv_cli.graph.spread import spread_norms
+from repconv_cli.graph.written import is_written_as_linear, takeable_geometry, written_geometry
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be fused, what will not and why, and which constants are stored instead of computed."""
+    """What will be fused, what will not and why, and which constants are stored instead of computed.
+
+    ``program`` is the graph that the blocks are of, ``source`` the one that was given: norms may be spread over parts.
+    """
 
     program: Program
     analysis: Analysis
     blocks: tuple[Block, ...]
     refusals: tuple[Refusal, ...]
+    source: Program
     lifted: tuple[Lifted, ...] = ()
 
     def removed(self) -> set[fx.Node]:
@@ -72,31 +78,55 @@ class Plan:
         return {node for block in self.blocks for node in (block.node, *block.freed)}
 
 
-def make_plan(
-    program: Program, only: str | None = None, unproven: Mapping[tuple[fx.Node, fx.Node], str] | None = None
-) -> Plan:
+def make_plan(program: Program, only: str | None = None, unproven: Mapping[tuple[str, str], str] | None = None) -> Plan:
     """Return the plan for ``program``; ``only`` keeps the blocks whose name matches a glob.
 
-    ``unproven`` are nodes and anchors that failed their proof, with what it found: they are refused.
+    ``unproven`` are the names of nodes and anchors that failed their proof, with what it found: they are refused.
     """
-    from fnmatch import fnmatchcase
+    whole: set[str] = set()
+    while True:
+        spread, parts = spread_norms(program, whole)
+        plan = replace(_plan(spread, only, unproven or {}, list(parts.values())), source=program)
+        folded = {node.name for node in plan.removed()}
+        left = {norm for norm, names in parts.items() if not folded.issuperset(names)}
+        if not left:
+            return plan
+        # A norm that is not folded into every part stays the one that it was.
+        whole |= left
 
+
+def _plan(
+    program: Program, only: str | None, unproven: Mapping[tuple[str, str], str], together: list[tuple[str, ...]]
+) -> Plan:
+    """Return the plan for a graph in which each of ``together`` are the parts of one norm: taken all or none."""
     analysis = analyse(program)
-    for (node, anchor), reason in (unproven or {}).items():
-        analysis.refuse(node, anchor, reason)
+    nodes = {node.name: node for node in program.graph.nodes}
+    for (node, anchor), reason in unproven.items():
+        if node in nodes and anchor in nodes:
+            analysis.refuse(nodes[node], nodes[anchor], reason)
     choices = select(program, analysis)
     naming = _Naming(program, analysis)
     blocks = [naming.block(choice) for choice in choices]
     if only is not None:
         names = [block.name for block in blocks]
-        blocks = [block for block in blocks if fnmatchcase(block.name, only)]
+        blocks = _matching(blocks, only, together)
         if names and not blocks:
             raise InputError(f"--blocks {only!r} matches no block", needed=f"names such as {', '.join(names[:3])}")
     refusals = find_refusals(program, analysis, [block.choice for block in blocks])
-    plan = Plan(program, analysis, tuple(blocks), tuple(refusals))
+    plan = Plan(program, analysis, tuple(blocks), tuple(refusals), program)
     if only is not None:
         return plan
     return replace(plan, lifted=find_lifted(program, analysis.constants, plan.removed(), naming.taken))
+
+
+def _matching(blocks: list[Block], only: str, together: list[tuple[str, ...]]) -> list[Block]:
+    """Return the blocks whose name matches, and with each that takes a part of a norm those that take the others."""
+    inside = {block.name: {node.name for node in (block.node, *block.freed)} for block in blocks}
+    wanted = {name for name in inside if fnmatchcase(name, only)}
+    for parts in together:
+        takers = {name for name, nodes in inside.items() if not nodes.isdisjoint(parts)}
+        wanted |= takers if takers & wanted else set()
+    return [block for block in blocks if block.name in wanted]
 
 
 class _Naming:
@@ -161,7 +191,7 @@ class _Naming:
                 is_convolution_weight
                 and leaf == "weight"
                 and len(shape) > 1
-                and tuple(self.program.tensors[key].shape) == self._stored_shape(choice, shape)
+                and tuple(self.program.tensors[key].shape) == _stored_shape(choice, shape)
                 and self.uses[key] == 1
                 and self._is_free(f"{path}.bias" if path else "bias", sources)
             ):
@@ -170,12 +200,6 @@ class _Naming:
         target = unused_path(f"{prefix}.fused" if prefix else "fused", self.taken)
         self.taken.add(f"{target}.weight")
         return target
-
-    def _stored_shape(self, choice: Choice, shape: tuple[int, ...]) -> tuple[int, ...]:
-        geometry = choice.candidate.term.geometry
-        if geometry is not None and geometry.transposed:
-            return (geometry.in_channels, geometry.out_channels // geometry.groups, *shape[2:])
-        return shape
 
     def _is_free(self, key: str, sources: list[str]) -> bool:
         return key not in self.program.tensors or (key in sources and self.uses[key] <= 1)
@@ -206,6 +230,14 @@ def _weight_shape(choice: Choice) -> tuple[int, ...]:
         return ()
     shape = takeable_geometry(term, anchor).weight_shape
     return shape[:2] if is_written_as_linear(term, anchor) else shape
+
+
+def _stored_shape(choice: Choice, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the new weight as it is stored: transposed layers have theirs the other way around."""
+    geometry = written_geometry(choice.candidate.term, choice.candidate.anchor)
+    if geometry.transposed:
+        return (geometry.in_channels, geometry.out_channels // geometry.groups, *shape[2:])
+    return shape
 
 
 def _is_written_as_convolution(choice: Choice) -> bool:

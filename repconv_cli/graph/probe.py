@@ -20,7 +20,8 @@ from repconv_cli.algebra import Axis, ConvMap, Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants, region_between, run_node
 from repconv_cli.graph.rules.registry import RULES, Step, kernel_name
-from repconv_cli.graph.terms import Anchor, Leaf, Term, apply_leaf
+from repconv_cli.graph.term import Anchor, Leaf, Term
+from repconv_cli.graph.terms import apply_leaf
 
 # Affine in all tensors that they read.
 _LINEAR = """

@@ -16,12 +16,29 @@ from repconv_cli.errors import InputError, TraceError
 
 @dataclass(frozen=True)
 class InputInfo:
-    """One tensor that the model is called with; ``shape`` has None where any size is allowed."""
+    """One tensor that the model is called with; ``shape`` has None where any size is allowed.
+
+    ``smallest`` is the least size of each axis that the graph takes, such as that of an unpadded kernel; empty where
+    there is none.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     example: tuple[int, ...]
     dtype: torch.dtype
+    smallest: tuple[int, ...] = ()
+
+    def check(self, value: Any) -> None:
+        """Raise :class:`InputError` for a tensor with an axis below its smallest size."""
+        if not self.smallest or not isinstance(value, Tensor) or value.ndim != len(self.smallest):
+            return
+        for axis, (size, least) in enumerate(zip(value.shape, self.smallest, strict=True)):
+            if size < least:
+                raise InputError(
+                    f"input {self.name}: axis {axis} has size {size}",
+                    needed=f"at least {least}",
+                    hint="A smaller one does not fit the model's kernels, or takes another way through it.",
+                )
 
 
 @dataclass(frozen=True)
@@ -225,6 +242,8 @@ class ProgramModule(nn.Module):
         """Return the outputs, nested as the original model nests them."""
         program = self.held_program
         leaves = program.arguments.flatten(args) + program.keywords.flatten(kwargs)
+        for info, leaf in zip(program.inputs, leaves, strict=True):
+            info.check(leaf)
         tensors = [getattr(holder, name) for holder, name in self.__dict__["_repconv_places"]]
         return program.outputs.unflatten(iter(self.__dict__["_repconv_function"](*tensors, *leaves)))
 

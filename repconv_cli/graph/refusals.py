@@ -13,10 +13,12 @@ from repconv_cli.graph.probe import linear_sources
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rules import aten
 from repconv_cli.graph.select import Choice
+from repconv_cli.graph.unroll import Unrolled
 
 _SUMS = {aten.add.Tensor, aten.sub.Tensor}
 # Only that the axes of a value change places is not worth a word where nothing else could be fused.
 _MOVES = {aten.reshape.default, aten.permute.default, aten.transpose.int, aten.squeeze.dims, aten.unsqueeze.default}
+_PADS = {aten.pad.default, aten.constant_pad_nd.default}
 _SCALES = {aten.mul.Tensor, aten.div.Tensor}
 
 
@@ -81,7 +83,7 @@ def _looks_fusible(node: fx.Node, analysis: Analysis) -> bool:
         reads_or_feeds = _has_linear_branch(node, analysis) or any(is_convolution(reader) for reader in node.users)
         return is_norm(node) or reads_or_feeds or _feeds_sum_of_layers(node, analysis)
     is_stuck = not analysis.candidates.get(node, {}).keys() - set(step.inputs)
-    return (is_stuck and _has_linear_branch(node, analysis)) or _reads_scale(node, analysis)
+    return (is_stuck and (_has_linear_branch(node, analysis) or _reads_padding(node))) or _reads_scale(node, analysis)
 
 
 def _feeds_sum_of_layers(node: fx.Node, analysis: Analysis) -> bool:
@@ -99,6 +101,11 @@ def _is_or_has_layer(node: fx.Node, analysis: Analysis) -> bool:
 def _reads_scale(node: fx.Node, analysis: Analysis) -> bool:
     """Whether a layer reads a value that is only scaled and shifted, as a model that normalises its input does."""
     return is_convolution(node) and any(_is_scale(source, analysis) for source in node.all_input_nodes)
+
+
+def _reads_padding(node: fx.Node) -> bool:
+    """Whether a layer reads a padded value: one that is padded with zeros is never stuck."""
+    return is_convolution(node) and any(source.target in _PADS for source in node.all_input_nodes)
 
 
 def _is_scale(node: fx.Node, analysis: Analysis) -> bool:
@@ -120,7 +127,8 @@ def _times_the_work(node: fx.Node, composed: list[Candidate], analysis: Analysis
     if not now or then <= now:
         return None
     counts = f"{now // analysis.samples:,} → {then // analysis.samples:,} MACs"
-    return f"exact as one convolution, but {then / now:.3g} times the work ({counts})"
+    layer = "linear layer" if isinstance(nearest.term, Unrolled) else "convolution"
+    return f"exact as one {layer}, but {then / now:.3g} times the work ({counts})"
 
 
 def _between(node: fx.Node, anchor: fx.Node, analysis: Analysis) -> set[fx.Node]:
@@ -156,7 +164,8 @@ def _sum_reason(node: fx.Node, analysis: Analysis) -> str | None:
     """Say what stands between the branches of a sum and a common source; None for a plain residual connection.
 
     A shortcut around layers with activations is what its author meant. A layer beside an activation of its own input,
-    beside a layer on its own input's values in other places, or two layers on two inputs look like a block.
+    with or without a layer behind it, beside a layer on its own input's values in other places, or two layers on two
+    inputs look like a block.
     """
     ends = _ends(node, analysis)
     if not any(_looks_like_block(a, b, ends, analysis) for a in ends for b in ends if a is not b):
@@ -167,6 +176,8 @@ def _sum_reason(node: fx.Node, analysis: Analysis) -> str | None:
 def _looks_like_block(first: fx.Node, second: fx.Node, ends: dict[fx.Node, bool], analysis: Analysis) -> bool:
     if not ends[first]:
         return False
+    if first in second.all_input_nodes:
+        return True
     if _comes_from(second, first):
         return not ends[second] or linear_sources(second, analysis.constants) is not None
     return not _comes_from(first, second)

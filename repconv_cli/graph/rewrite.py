@@ -11,12 +11,19 @@ from torch import Tensor, fx
 from repconv_cli.algebra import ConvMap, Geometry, regroup, widen
 from repconv_cli.algebra.convmap import transposed_weight
 from repconv_cli.errors import UnprovenError
-from repconv_cli.graph.analyse import is_torch_same, symmetric_padding
 from repconv_cli.graph.arrange import moves
 from repconv_cli.graph.plan import Block, Plan
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import aten
-from repconv_cli.graph.terms import is_written_as_linear, moves_first, takeable_geometry
+from repconv_cli.graph.unroll import Unrolled
+from repconv_cli.graph.written import (
+    is_torch_same,
+    is_written_as_linear,
+    moves_first,
+    symmetric_padding,
+    takeable_geometry,
+    written_geometry,
+)
 
 _CONVOLUTIONS = {1: aten.conv1d, 2: aten.conv2d, 3: aten.conv3d}
 _TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
@@ -46,6 +53,8 @@ def fuse_block(block: Block) -> Fusion:
     """Return the one operator of ``block``, and what moves its axes into place. No kernel is computed."""
     term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
     fusion = _operator(block)
+    if isinstance(term, Unrolled):
+        return _on_rows(fusion, term)
     if term.layout is None:
         return fusion
     steps = moves(term.layout, len(anchor.shape))
@@ -60,13 +69,26 @@ def fuse_block(block: Block) -> Fusion:
     return replace(fusion, emit=lambda graph, x: arrange(graph, fusion.emit(graph, x)))
 
 
+def _on_rows(fusion: Fusion, term: Unrolled) -> Fusion:
+    """Return ``fusion`` between the reshapes to rows and back."""
+
+    def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        for shape, run in ((term.before, fusion.emit), (term.after, lambda _, y: y)):
+            if shape is not None:
+                x = graph.call_function(aten.reshape.default, (x, list(shape)))
+            x = run(graph, x)
+        return x
+
+    return replace(fusion, emit=emit)
+
+
 def _operator(block: Block) -> Fusion:
     term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
     if term.keeps_values():
         return Fusion(block, lambda graph, x: x)
     if term.axis is None or term.recipe is None:
         return _number(block)
-    geometry = takeable_geometry(term, anchor)
+    geometry = written_geometry(term, anchor)
     if not term.convolutions and geometry.is_diagonal():
         return _scale_and_shift(block)
     if is_written_as_linear(term, anchor):
@@ -85,7 +107,7 @@ def _kernel(block: Block) -> tuple[ConvMap, Tensor]:
         raise UnprovenError(f"block {block.name}: planned {geometry}, computed {kernel.geometry}")
     if term.offset.ndim > 1:
         raise UnprovenError(f"block {block.name}: its constant differs from place to place")
-    return kernel, term.offset.expand(geometry.out_channels).contiguous()
+    return kernel, (term.offset.expand(geometry.out_channels) + kernel.bias).contiguous()
 
 
 def _number(block: Block) -> Fusion:
@@ -140,7 +162,7 @@ def _linear(block: Block) -> Fusion:
 
 def _transposed(block: Block, geometry: Geometry) -> Fusion:
     keys = _keys(block)
-    operator = _TRANSPOSED[len(geometry.axes)]
+    operator, axes = _TRANSPOSED[len(geometry.axes)], tuple(range(2, 2 + len(geometry.axes)))
     options = (
         [axis.stride for axis in geometry.axes],
         [axis.low for axis in geometry.axes],
@@ -151,7 +173,9 @@ def _transposed(block: Block, geometry: Geometry) -> Fusion:
 
     def compute() -> tuple[Tensor, Tensor]:
         kernel, bias = _kernel(block)
-        return transposed_weight(kernel.weight, geometry.groups), bias
+        # A plain one with stride 1 reads its kernel the other way around.
+        weight = kernel.weight if kernel.geometry.transposed else kernel.weight.flip(axes)
+        return transposed_weight(weight, geometry.groups), bias
 
     def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
         return graph.call_function(operator, (x, *(graph.get_attr(key) for key in keys), *options))

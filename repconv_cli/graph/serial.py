@@ -55,13 +55,17 @@ class StructureSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     value: str | int | float | bool | None = None
 
 
-class InputSpec(msgspec.Struct, forbid_unknown_fields=True):
-    """One input: ``shape`` has null where any size is allowed, ``example`` the sizes it was traced at."""
+class InputSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One input: ``shape`` has null where any size is allowed, ``example`` the sizes it was traced at.
+
+    ``smallest`` has the least size of each axis, where there is one.
+    """
 
     name: str
     shape: list[int | None]
     example: list[int]
     dtype: str
+    smallest: list[int] = []
 
 
 class NodeSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -100,7 +104,7 @@ def to_json(program: Program) -> str:
         nodes.append(_node_spec(node, index))
     spec = GraphSpec(
         version=GRAPH_VERSION,
-        inputs=[InputSpec(i.name, list(i.shape), list(i.example), _dtype_name(i.dtype)) for i in program.inputs],
+        inputs=[_input_spec(info) for info in program.inputs],
         arguments=_structure_spec(program.arguments),
         keywords=_structure_spec(program.keywords),
         outputs=_structure_spec(program.outputs),
@@ -234,10 +238,18 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _input_spec(info: InputInfo) -> InputSpec:
+    return InputSpec(info.name, list(info.shape), list(info.example), _dtype_name(info.dtype), list(info.smallest))
+
+
 def _input_info(entry: InputSpec) -> InputInfo:
-    if entry.dtype not in _DTYPES or len(entry.shape) != len(entry.example):
+    if (
+        entry.dtype not in _DTYPES
+        or len(entry.shape) != len(entry.example)
+        or len(entry.smallest) not in (0, len(entry.shape))
+    ):
         raise InputError(f"its graph's input {entry.name[:40]!r} has no usable shape and dtype")
-    return InputInfo(entry.name, tuple(entry.shape), tuple(entry.example), _DTYPES[entry.dtype])
+    return InputInfo(entry.name, tuple(entry.shape), tuple(entry.example), _DTYPES[entry.dtype], tuple(entry.smallest))
 
 
 def _structure(spec: StructureSpec, depth: int = 0) -> Structure:

@@ -1,19 +1,15 @@
-"""``Term``: what a node computes from its anchor, a linear part (a convolution) plus a constant field.
+"""What operators make of terms: composed, scaled, added, side by side, selected, moved.
 
-The geometry and the constant are known at once; the kernel is a recipe, computed only for what is taken.
 A step between may be no convolution (a padded constant, a border written over): the constant is then a field over
 the output. When the field is uniform again, the term is a ``ConvMap``.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from repconv_cli.algebra import ConvMap, Geometry, compose, concatenate, fold, merge, scale_map, select
 from repconv_cli.algebra.border import compose_geometry
@@ -21,124 +17,15 @@ from repconv_cli.algebra.geometry import (
     Axis,
     concatenate_geometry,
     merge_geometry,
-    regroup_geometry,
     select_geometry,
 )
 from repconv_cli.algebra.operations import through
 from repconv_cli.errors import InexactError
-from repconv_cli.graph.arrange import Layout, Size, moves, reshaped, unmoved
+from repconv_cli.graph.arrange import Layout, Size, reshaped, unmoved
+from repconv_cli.graph.term import Anchor, Leaf, Recipe, Term
 
 # Two ways to compute one constant (a norm's shift, a border's value) differ by float64 rounding and no more.
 _FIELD_TOLERANCE = 1e-12
-
-
-@dataclass(frozen=True, eq=False)
-class Recipe:
-    """How to compute a kernel from the kernels of other recipes; constants (biases) are kept elsewhere."""
-
-    make: Callable[[list[ConvMap]], ConvMap]
-    inputs: tuple[Recipe, ...] = ()
-
-    def compute(self) -> ConvMap:
-        """Return the kernel as a map without bias.
-
-        Every shared recipe is computed once, without recursion, and kept no longer than another one needs it.
-        """
-        order = self._in_order()
-        waiting = Counter(id(source) for recipe in order for source in recipe.inputs)
-        done: dict[int, ConvMap] = {}
-        for recipe in order:
-            maps = [done[id(source)] for source in recipe.inputs]
-            for source in recipe.inputs:
-                waiting[id(source)] -= 1
-                if not waiting[id(source)]:
-                    del done[id(source)]
-            done[id(recipe)] = recipe.make(maps)
-            del maps
-        return done[id(self)]
-
-    def _in_order(self) -> list[Recipe]:
-        """Return every recipe that this one is made of, and itself, inputs first."""
-        order: dict[int, Recipe] = {}
-        stack = [self]
-        while stack:
-            recipe = stack[-1]
-            missing = [source for source in recipe.inputs if id(source) not in order]
-            if missing:
-                stack.extend(missing)
-                continue
-            stack.pop()
-            order.setdefault(id(recipe), recipe)
-        return list(order.values())
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """The tensor that terms start from: its sizes at the traced example, and which of them are free."""
-
-    node: fx.Node
-    shape: tuple[int, ...]
-    free: tuple[bool, ...]
-
-    @classmethod
-    def of(cls, node: fx.Node) -> Anchor:
-        """Return the anchor at ``node``."""
-        return cls(node, node.meta["shape"], node.meta["free"])
-
-    def dims(self, axis: int) -> int:
-        """Number of spatial axes, given the channel axis: channels last have none."""
-        return len(self.shape) - 2 if axis == 1 else 0
-
-    def sizes(self, axis: int) -> tuple[int | None, ...]:
-        """Spatial sizes, None where free."""
-        spatial = range(2, 2 + self.dims(axis))
-        return tuple(None if self.free[i] else self.shape[i] for i in spatial)
-
-    def example_sizes(self, axis: int) -> tuple[int, ...]:
-        """Spatial sizes at the traced example."""
-        return self.shape[2 : 2 + self.dims(axis)]
-
-    def positions(self, axis: int) -> int:
-        """How often a map over the spatial axes is applied: once a sample, without any at each position."""
-        return self.shape[0] if self.dims(axis) else prod(self.shape[:-1])
-
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """``factor * x + offset`` before a channel axis is known (``axis`` None), else ``recipe`` applied plus ``offset``.
-
-    ``offset`` is ``()``, ``(O,)``, or a field ``(O, *spatial)``, float64. ``convolutions`` counts the convolution
-    and linear layers inside, ``kernels`` those and the pools. ``axis`` and the rest speak of the anchor's axes;
-    ``layout`` says where the node has them, None where they are unmoved.
-    """
-
-    axis: int | None = None
-    geometry: Geometry | None = None
-    recipe: Recipe | None = None
-    factor: float = 1.0
-    offset: Tensor = torch.zeros((), dtype=torch.float64)  # noqa: RUF009 - never written to
-    convolutions: int = 0
-    kernels: int = 0
-    layout: Layout | None = None
-
-    def keeps_values(self) -> bool:
-        """Whether it holds the anchor's values, each untouched."""
-        return self.axis is None and self.factor == 1.0 and not bool(self.offset.any())
-
-
-@dataclass(frozen=True, eq=False)
-class Leaf:
-    """One operator as a map: geometry now, weight when asked; ``pad_value`` is what its padding reads.
-
-    ``has_kernel`` is false for a pad or a crop, ``is_layer`` true for what has weights of its own.
-    """
-
-    geometry: Geometry
-    make: Callable[[], ConvMap]
-    bias: Tensor | None = None
-    pad_value: float = 0.0
-    has_kernel: bool = True
-    is_layer: bool = True
 
 
 def channel_axis(term: Term, axis: int, anchor: Anchor) -> int:
@@ -221,6 +108,7 @@ def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
         convolutions=inner.convolutions + leaf.is_layer,
         kernels=inner.kernels + leaf.has_kernel,
         layout=term.layout,
+        transposes=inner.transposes or leaf.transposes,
     )
 
 
@@ -293,7 +181,8 @@ def add_terms(left: Term, right: Term, anchor: Anchor) -> Term:
     recipe = Recipe(lambda maps: merge(maps[0], maps[1], sizes), (_known(a)[2], _known(b)[2]))
     offset = _aligned(a.offset, b.offset.ndim) + _aligned(b.offset, a.offset.ndim)
     convolutions, kernels = a.convolutions + b.convolutions, a.kernels + b.kernels
-    return Term(axis, geometry, recipe, 1.0, _settled(offset), convolutions, kernels, left.layout)
+    transposes = a.transposes or b.transposes
+    return Term(axis, geometry, recipe, 1.0, _settled(offset), convolutions, kernels, left.layout, transposes)
 
 
 def _check_layouts(terms: tuple[Term, ...]) -> None:
@@ -327,7 +216,8 @@ def concatenate_terms(terms: tuple[Term, ...], axis: int, anchor: Anchor) -> Ter
         raise InexactError("a constant that differs at the border inside a concatenation")
     offset = torch.cat([term.offset for term in lifted])
     convolutions, kernels = (sum(getattr(term, name) for term in lifted) for name in ("convolutions", "kernels"))
-    return Term(axis, geometry, recipe, 1.0, offset, convolutions, kernels, terms[0].layout)
+    transposes = any(term.transposes for term in terms)
+    return Term(axis, geometry, recipe, 1.0, offset, convolutions, kernels, terms[0].layout, transposes)
 
 
 def select_term(term: Term, start: int, stop: int, axis: int, anchor: Anchor) -> Term:
@@ -389,31 +279,3 @@ def reshape_term(term: Term, shape: tuple[Size, ...], anchor: Anchor) -> Term:
 
 def _arranged(term: Term, layout: Layout, anchor: Anchor) -> Term:
     return replace(term, layout=None if layout == unmoved(len(anchor.shape)) else layout)
-
-
-def moves_after(term: Term, anchor: Anchor) -> int:
-    """Return how many operators bring the anchor's axes to where the node has them."""
-    return 0 if term.layout is None else len(moves(term.layout, len(anchor.shape)))
-
-
-def is_written_as_linear(term: Term, anchor: Anchor) -> bool:
-    """Whether ``term`` becomes a linear layer: no spatial axes, or a 1x1 that runs after its positions are moved."""
-    geometry = takeable_geometry(term, anchor)
-    is_map = bool(term.convolutions) and not geometry.transposed
-    return is_map and (not geometry.axes or (moves_first(term) and geometry.is_pointwise() and geometry.groups == 1))
-
-
-def moves_first(term: Term) -> bool:
-    """Whether channels come last at the node: a linear layer then runs on the moved tokens as they are."""
-    return term.layout is not None and term.layout[-1] == (term.axis,)
-
-
-def takeable_geometry(term: Term, anchor: Anchor) -> Geometry:
-    """Return the geometry of the one operator that would compute ``term`` from its whole anchor."""
-    axis, geometry, _ = _known(term)
-    channels = anchor.shape[axis]
-    if (geometry.reads, geometry.in_channels) != (0, channels):
-        geometry = replace(geometry, reads=0, in_channels=channels, groups=1)
-    if not geometry.axes and not geometry.is_diagonal():
-        geometry = regroup_geometry(geometry, 1)
-    return geometry

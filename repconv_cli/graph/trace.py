@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from repconv_cli.errors import TraceError
 from repconv_cli.graph.export import export
 from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_write, memory_of
+from repconv_cli.graph.guards import Bounds
 from repconv_cli.graph.kept import in_eval_mode, quiet
 from repconv_cli.graph.operators import draws_random
 from repconv_cli.graph.program import InputInfo, Program, Structure
@@ -28,6 +29,14 @@ _NORMS = {aten._native_batch_norm_legit_no_training.default, aten._native_batch_
 # In a functional graph these give their first argument's values under another name.
 _ALIASES = {aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default}
 _DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+# Several names for one operator.
+_SYNONYMS = {
+    aten.concat.default: aten.cat.default,
+    aten.concatenate.default: aten.cat.default,
+    aten.__and__.Tensor: aten.bitwise_and.Tensor,
+    aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
+}
 # A view demands a memory layout, which fusing (or the user, with ``channels_last``) may change; a reshape takes any.
 _VIEWS = {aten.view.default, aten._unsafe_view.default}
 
@@ -48,11 +57,11 @@ def trace(
     """
     kwargs = kwargs or {}
     with in_eval_mode(module), torch.no_grad(), quiet():
-        functional, notes = export(module, args, kwargs, may_vary)
-    return _to_program(functional, notes)
+        functional, bounds, notes = export(module, args, kwargs, may_vary)
+    return _to_program(functional, bounds, notes)
 
 
-def _to_program(exported: ExportedProgram, notes: list[str]) -> Program:
+def _to_program(exported: ExportedProgram, bounds: Bounds, notes: list[str]) -> Program:
     """Copy the exported graph: lifted tensors become ``get_attr`` nodes by key, metadata becomes plain values."""
     signature = exported.graph_signature
     keys = {
@@ -69,7 +78,7 @@ def _to_program(exported: ExportedProgram, notes: list[str]) -> Program:
     for node in exported.graph.nodes:
         copier.copy(node)
         if node.op == "placeholder" and node.name not in keys:
-            inputs.append(_input_info(node))
+            inputs.append(_input_info(node, bounds))
     graph = copier.graph
     graph.eliminate_dead_code()
     _check_sizes(graph)
@@ -87,14 +96,15 @@ def _to_program(exported: ExportedProgram, notes: list[str]) -> Program:
     )
 
 
-def _input_info(node: fx.Node) -> InputInfo:
+def _input_info(node: fx.Node, bounds: Bounds) -> InputInfo:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         raise TraceError(f"input {node.name} is a {type(value).__name__}", needed="tensors as inputs")
     sizes, free = _sizes(value)
     example = tuple(size for size in sizes if size is not None)
     shape = tuple(None if is_free else size for size, is_free in zip(sizes, free, strict=True))
-    return InputInfo(str(node.target), shape, example, value.dtype)
+    smallest = tuple(bounds.get((node.name, axis), 1) if is_free else 1 for axis, is_free in enumerate(free))
+    return InputInfo(str(node.target), shape, example, value.dtype, smallest if max(smallest, default=1) > 1 else ())
 
 
 def _sizes(value: Tensor) -> tuple[tuple[int | None, ...], tuple[bool, ...]]:
@@ -171,6 +181,8 @@ class _Copier:
     def _target(self, node: fx.Node) -> Any:
         if node.target in _VIEWS:
             return aten.reshape.default
+        if node.target in _SYNONYMS:
+            return _SYNONYMS[node.target]
         return functional_form(node.target) if node.op == "call_function" and is_write(node) else node.target
 
     def _rename(self, node: fx.Node) -> None:

@@ -24,39 +24,45 @@ def bench_screen(facts: BenchFacts) -> Iterator[Table | Text]:
     for runtime in facts.runtimes:
         if runtime.problem is not None:
             yield Text(f"{runtime.runtime} cannot run it: {plain(runtime.problem)}")
-    yield _sentence(timed)
+    yield sentence(facts)
 
 
 def _table(runtimes: list[RuntimeFacts]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("runtime", no_wrap=True)
-    for name in ("original", "fused", "speed-up", "(95 % sure)", "peak memory"):
+    table.add_column("runtime")
+    for name in ("original", "fused", "speed-up", "95 % sure", "peak memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for runtime in runtimes:
         word, colour = _GAINS[runtime.gain or "none"]
         table.add_row(
-            _name(runtime),
+            name_of(runtime),
             f"{runtime.original_ms:.2f} ms",
             f"{runtime.fused_ms:.2f} ms",
             Text(f"{runtime.speedup:.2f}×  {word}", style=colour),
             f"{runtime.speedup_low:.2f}–{runtime.speedup_high:.2f}",
-            _peaks(runtime),
+            peaks(runtime),
         )
     return table
 
 
-def _name(runtime: RuntimeFacts) -> str:
+def name_of(runtime: RuntimeFacts) -> str:
     """Return ``torch 2.14.1 eager``, ``onnxruntime 1.32.0``."""
     return runtime.version if runtime.version.startswith(runtime.runtime) else f"{runtime.version} {runtime.runtime}"
 
 
-def _peaks(runtime: RuntimeFacts) -> str:
+def peaks(runtime: RuntimeFacts) -> str:
+    """Return by how much memory grows during one call, before and after."""
     if runtime.original_peak_bytes is None or runtime.fused_peak_bytes is None:
         return "–"
-    return f"{size_of(runtime.original_peak_bytes)} → {size_of(runtime.fused_peak_bytes)}"
+    before, after = size_of(runtime.original_peak_bytes), size_of(runtime.fused_peak_bytes)
+    unit = before.rpartition(" ")[2]
+    # One unit is enough, and leaves room for the rest.
+    return f"{before.removesuffix(f' {unit}')} → {after}" if after.endswith(f" {unit}") else f"{before} → {after}"
 
 
-def _sentence(timed: list[RuntimeFacts]) -> Text:
+def sentence(facts: BenchFacts) -> Text:
+    """Return what the gains come to."""
+    timed = [runtime for runtime in facts.runtimes if runtime.problem is None]
     if not timed:
         return Text.assemble(("NOT TIMED", "bold red"), "  no runtime could run both models.")
     told = [

@@ -1,10 +1,13 @@
-"""Identical neighbours as one row: ``stages.2.1…13``."""
+"""Identical neighbours as one row, also where they come in turns: ``stages.2.1…13``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from repconv_cli.results import BlockFacts
+
+# Repeated units of more blocks than this are listed one by one.
+_LONGEST_UNIT = 24
 
 
 @dataclass(frozen=True)
@@ -21,43 +24,70 @@ class Row:
 
 
 def fold_rows(blocks: tuple[BlockFacts, ...], *, every: bool = False) -> list[Row]:
-    """Return rows for ``blocks``; neighbours that differ only in one number of their name share a row.
+    """Return rows for ``blocks``: those that differ only in one number of their name, which counts up, share a row.
 
-    With ``every``, each block has its own row.
+    A unit of several blocks that is repeated (``blocks.0.mixer``, ``blocks.0.mlp``, ``blocks.1.mixer``, …) has one
+    row for each of its blocks. With ``every``, each block has its own row.
     """
-    rows: list[list[BlockFacts]] = []
-    for block in blocks:
-        if rows and not every and _continues(rows[-1], block):
-            rows[-1].append(block)
-        else:
-            rows.append([block])
-    return [Row(_name(row), tuple(row)) for row in rows]
+    rows: list[Row] = []
+    start = 0
+    while start < len(blocks):
+        period, repeats = (1, 1) if every else _best_unit(blocks, start)
+        stop = start + period * repeats
+        rows += [_row(blocks[start + offset : stop : period]) for offset in range(period)]
+        start = stop
+    return rows
 
 
-def _continues(row: list[BlockFacts], block: BlockFacts) -> bool:
-    last = row[-1]
-    if (last.kind, last.weight_shape, last.ops, last.macs) != (block.kind, block.weight_shape, block.ops, block.macs):
-        return False
-    place = _differing_place(last.name, block.name)
-    return place is not None and (len(row) == 1 or _differing_place(row[-2].name, last.name) == place)
+def _best_unit(blocks: tuple[BlockFacts, ...], start: int) -> tuple[int, int]:
+    """Return the length of the unit that begins at ``start`` and how often it comes, to save the most rows."""
+    best = (1, 1)
+    for period in range(1, min(_LONGEST_UNIT, (len(blocks) - start) // 2) + 1):
+        repeats = _repeats(blocks, start, period)
+        if period * (repeats - 1) > best[0] * (best[1] - 1):
+            best = (period, repeats)
+    return best
 
 
-def _differing_place(left: str, right: str) -> int | None:
-    """Return the index of the one part where two names count up by one, or None."""
-    a, b = left.split("."), right.split(".")
+def _repeats(blocks: tuple[BlockFacts, ...], start: int, period: int) -> int:
+    """Return how often the unit of ``period`` blocks at ``start`` comes in a row, counting up at one place."""
+    first: tuple[int, int] | None = None
+    repeats = 1
+    while start + period * (repeats + 1) <= len(blocks):
+        here = start + period * (repeats - 1)
+        places = {_place(blocks[i], blocks[i + period]) for i in range(here, here + period)}
+        place = places.pop()
+        if places or place is None or first not in (None, place):
+            break
+        first = place
+        repeats += 1
+    return repeats
+
+
+def _place(block: BlockFacts, later: BlockFacts) -> tuple[int, int] | None:
+    """Return which part of the names counts up, and by how much; None if the blocks are not alike."""
+    if (block.kind, block.weight_shape, block.ops, block.macs) != (
+        later.kind,
+        later.weight_shape,
+        later.ops,
+        later.macs,
+    ):
+        return None
+    a, b = block.name.split("."), later.name.split(".")
     if len(a) != len(b):
         return None
     places = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
-    if len(places) != 1 or not (a[places[0]].isdigit() and b[places[0]].isdigit()):
+    if len(places) != 1 or not (a[places[0]].isdecimal() and b[places[0]].isdecimal()):
         return None
-    return places[0] if int(b[places[0]]) > int(a[places[0]]) else None
+    step = int(b[places[0]]) - int(a[places[0]])
+    return (places[0], step) if step > 0 else None
 
 
-def _name(row: list[BlockFacts]) -> str:
-    if len(row) == 1:
-        return row[0].name
-    place = _differing_place(row[0].name, row[1].name)
-    parts = row[0].name.split(".")
-    assert place is not None
-    parts[place] = f"{parts[place]}…{row[-1].name.split('.')[place]}"
-    return ".".join(parts)
+def _row(blocks: tuple[BlockFacts, ...]) -> Row:
+    if len(blocks) == 1:
+        return Row(blocks[0].name, blocks)
+    found = _place(blocks[0], blocks[1])
+    assert found is not None
+    place, parts = found[0], blocks[0].name.split(".")
+    parts[place] = f"{parts[place]}…{blocks[-1].name.split('.')[place]}"
+    return Row(".".join(parts), blocks)

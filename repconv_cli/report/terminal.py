@@ -2,238 +2,172 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
+from repconv_cli.report import sentences
+from repconv_cli.report.advice import NOTHING, advice_on
 from repconv_cli.report.bench import bench_screen
 from repconv_cli.report.contents import contents_parts
-from repconv_cli.report.folding import Row, fold_rows
-from repconv_cli.report.words import plain, size_of
-from repconv_cli.results import Change, InputFacts, Result, Verification
+from repconv_cli.report.tables import blocks_table, checks_table, totals_table
+from repconv_cli.report.words import command, inputs, lines, plain, size_of
+from repconv_cli.results import BlockFacts, Result, Verification
 
-_SUMMARY = {
-    "convs": "convolutions",
-    "norms": "batch norms",
-    "ops": "operations",
-    "params": "parameters",
-    "macs": "MACs",
-}
+__all__ = ["Report", "plain"]
 
-
-_WIDEST_NAME = 36
+_LABEL = 10
+_MOST_REASONS = 8
+_COLOURS = {"PASS": "bold green", "PARTIAL": "bold yellow", "REFUSED": "bold yellow", "FAIL": "bold red"}
 
 
 class Report:
-    """Renders a :class:`~repconv_cli.results.Result`; ``every`` lists each block on its own."""
+    """Renders a :class:`~repconv_cli.results.Result`.
 
-    def __init__(self, result: Result, *, every: bool = False) -> None:
+    ``every`` lists each block on its own, ``details`` adds the keys and the proof of each, every sample and the time;
+    ``options`` are those that the next command needs as well, ``page`` is where the HTML report lies.
+    """
+
+    def __init__(
+        self,
+        result: Result,
+        *,
+        every: bool = False,
+        details: bool = False,
+        options: tuple[str, ...] = (),
+        page: str = "",
+    ) -> None:
         self.result = result
         self.every = every
+        self.details = details
+        self.options = options
+        self.page = page
+        self.width = 80
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the parts of the report, the verdict last."""
+        """Yield the parts of the report, the verdict or the next command last."""
         del options
+        self.width = console.width
         yield from self._head()
         if self.result.bench is not None:
             yield from bench_screen(self.result.bench)
             if self.result.verification is not None and not self.result.verification.passed:
-                yield _verdict(self.result, self.result.verification)
+                yield self._verdict(self.result.verification)
             return
         if self.result.contents is not None:
             yield from contents_parts(self.result.contents, every=self.every)
-            yield Text(f"Next: repconv inspect {plain(self.result.source.name)} --arch file.py:callable")
+            yield self._next("repconv", "inspect", self.result.source.name, "--arch", "file.py:callable")
             return
         if self.result.command != "verify":
-            yield Text(self._sentence())
             if self.result.blocks:
-                yield self._table(console)
+                yield Text()
+                yield blocks_table(self.result.blocks, self.width, every=self.every)
+            if self.details:
+                yield from self._each_block()
             yield from self._refusals()
             if self.result.totals is not None:
-                yield self._totals()
+                yield Text()
+                yield totals_table(self.result, self.result.totals)
+            yield Text()
         yield from self._proof()
+        if self.details:
+            seconds = ", ".join(f"{plain(name)} {spent:.1f} s" for name, spent in self.result.seconds.items())
+            yield self._labelled("Time", seconds)
         yield from self._end()
 
+    def _line(self, text: str, indent: int = 0) -> Text:
+        return Text(lines(text, self.width, indent))
+
+    def _labelled(self, label: str, text: str) -> Text:
+        return self._line(f"{label:<{_LABEL}}{text}", _LABEL)
+
     def _head(self) -> Iterator[Text]:
-        source = self.result.source
-        size = f" · {size_of(source.size_bytes)}" if source.size_bytes is not None else ""
-        weights = "weights alone" if self.result.contents is not None else "weights with their architecture"
-        kind = {"module": "PyTorch module", "weights": weights, "program": "torch.export program"}
-        yield Text.assemble(
-            (plain(source.name), "bold"),
-            f"   {kind.get(source.kind, 'fused by repconv')} · {source.tensors} tensors · {source.dtype}{size}",
-        )
-        if self.result.input.examples:
-            yield Text(f"input     {_input(self.result.input)}")
-        for note in (*source.notes, *self.result.notes):
-            yield Text(f"note      {plain(note)}")
+        result = self.result
+        name = plain(result.source.name)
+        head = self._line(f"{name}   {sentences.what_it_is(result)}", 2)
+        head.stylize("bold", 0, len(name))
+        yield head
+        if result.contents is None and result.command in ("inspect", "fuse"):
+            yield self._line(sentences.headline(result), 2)
+        elif result.command == "verify" and result.output is not None:
+            yield self._line(f"{plain(result.output.path)}   {size_of(result.output.size_bytes)}", 2)
+        if result.input.examples:
+            yield self._labelled("input", inputs(result.input))
+        for note in (*result.source.notes, *result.notes):
+            yield self._labelled("note", plain(note))
 
-    def _sentence(self) -> str:
-        count = len(self.result.blocks)
-        totals = self.result.totals
-        if not count:
-            return "Nothing to fuse: every linear unit is a single operator already."
-        verb = "can be fused" if self.result.command == "inspect" else "fused, each proven"
-        detail = ""
-        if totals is not None:
-            detail = f": convolutions {_arrow(totals.convs)}, batch norms {_arrow(totals.norms)}"
-        return f"{count} {'block' if count == 1 else 'blocks'} {verb}{detail}."
-
-    def _table(self, console: Console) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        is_wide = console.width >= 100
-        rows = fold_rows(self.result.blocks, every=self.every)
-        # Names are what a reader searches for, so the branches give way first.
-        longest = max(len(row.name) for row in rows)
-        table.add_column("block", overflow="fold", min_width=min(longest, _WIDEST_NAME))
-        table.add_column("branches", overflow="fold")
-        table.add_column("weight", overflow="fold", no_wrap=not is_wide)
-        table.add_column("ops", justify="right", no_wrap=True)
-        table.add_column("parameters", justify="right", no_wrap=True)
-        if is_wide:
-            table.add_column("MACs", justify="right", no_wrap=True)
-        for row in rows:
-            table.add_row(*_cells(row)[: 6 if is_wide else 5])
-        return table
+    def _each_block(self) -> Iterator[Text]:
+        for block in self.result.blocks:
+            yield self._line(f"  {plain(block.name)} → {_fate(block)}", 4)
+            yield self._line(f"    from {', '.join(map(plain, block.sources))}", 9)
 
     def _refusals(self) -> Iterator[Text]:
         refusals = self.result.refusals
         if not refusals:
             return
+        yield Text()
         yield Text(f"Left as they are ({len(refusals)}):")
         if self.every:
             for refusal in refusals:
-                yield Text(f"  {plain(refusal.name)}: {plain(refusal.reason)}")
+                yield self._line(f"  {plain(refusal.name)}: {plain(refusal.reason)}", 4)
             return
-        first: dict[str, str] = {}
-        for refusal in refusals:
-            first.setdefault(refusal.reason, refusal.name)
-        counts = Counter(refusal.reason for refusal in refusals)
-        for reason, count in counts.most_common(8):
-            more = f" and {count - 1} more" if count > 1 else ""
-            yield Text(f"  {plain(first[reason])}{more}: {plain(reason)}")
-        if len(counts) > 8:
-            yield Text(f"  … and {len(counts) - 8} other reasons; --all lists each")
+        kept = sentences.left(self.result)
+        for names, reason in kept[:_MOST_REASONS]:
+            advice = advice_on(reason) or NOTHING
+            told = "" if advice.startswith(NOTHING) else f". {advice[0].upper()}{advice[1:]}."
+            yield self._line(f"  {names}: {reason}{told}", 4)
+        if len(kept) > _MOST_REASONS:
+            yield self._line(f"  … and {len(kept) - _MOST_REASONS} other reasons; --all lists each", 4)
 
-    def _totals(self) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for name in ("", "before", "after", "change"):
-            table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-        for name, label in _SUMMARY.items():
-            change: Change = getattr(self.result.totals, name)
-            table.add_row(label, _number(change.before), _number(change.after), _percent(change))
-        if self.result.output is not None and self.result.source.size_bytes is not None:
-            size = Change(self.result.source.size_bytes, self.result.output.size_bytes)
-            table.add_row("file", size_of(size.before), size_of(size.after), _percent(size))
-        return table
-
-    def _proof(self) -> Iterator[Text]:
-        proofs = [block.certificate for block in self.result.blocks if block.certificate is not None]
-        if proofs:
-            worst = max(proof["error"] for proof in proofs)
-            yield Text(
-                f"Proof     {len(proofs)} of {len(proofs)} blocks equal in float64; worst {worst:.1e} of its scale "
-                f"(limit {proofs[0]['limit']:.0e})"
-            )
-        verification = self.result.verification
-        if verification is None or verification.max_abs is None:
+    def _proof(self) -> Iterator[RenderableType]:
+        result, verification = self.result, self.result.verification
+        proof = sentences.proof(result)
+        if proof is not None:
+            yield self._labelled("Proof", proof)
+        if verification is None:
             return
-        yield Text(f"Outputs   {_outputs(verification)}")
-        if verification.tensors_checked:
-            yield Text(f"Tensors   {verification.tensors_checked} compared with a new plan from the source")
+        if result.command == "verify" or self.details:
+            yield Text()
+            yield checks_table(verification)
+            if verification.noise is not None:
+                text = "Rounding noise is how far the original itself is from its own run in float64."
+                yield self._line(text)
+            yield Text()
+        elif verification.max_abs is not None:
+            yield self._labelled("Outputs", sentences.outputs(verification))
 
     def _end(self) -> Iterator[Text]:
         result, verification = self.result, self.result.verification
-        if result.output is not None and result.command == "fuse":
-            verb = "Would write" if result.output.is_dry_run else "Wrote"
-            yield Text(f"{verb:<9} {plain(result.output.path)}   sha256 {result.output.sha256[:16]}…")
-        if result.output is None and result.command == "fuse":
-            yield Text("Nothing was written.")
-        for missing in verification.not_checked if verification is not None else ():
-            yield Text(f"Not checked: {plain(missing)}")
+        if result.command == "fuse":
+            yield self._line(sentences.written(result), _LABEL)
+        if self.page:
+            yield self._labelled("Report", plain(self.page))
         if verification is not None:
-            yield _verdict(result, verification)
+            for assumption in verification.assumptions:
+                yield self._labelled("Assumed", plain(assumption))
+            for missing in verification.not_checked:
+                yield self._labelled("Not checked", plain(missing))
+            if verification.largest_error is not None:
+                yield self._labelled("Worst", sentences.place_of(verification.largest_error))
+            yield self._verdict(verification)
         if result.command == "inspect" and result.blocks:
-            yield Text(f"Next: repconv fuse {plain(result.source.name)} OUT.safetensors   (and the same options)")
+            yield self._next("repconv", "fuse", result.source.name, "OUT.safetensors", *self.options)
+        if result.command == "fuse" and result.output is not None and not result.output.is_dry_run:
+            yield self._next("repconv", "verify", result.source.name, result.output.path, *self.options)
+
+    def _verdict(self, verification: Verification) -> Text:
+        word, meaning = sentences.verdict(self.result, verification)
+        text = self._line(f"{word}  {meaning}", len(word) + 2)
+        text.stylize(_COLOURS[word], 0, len(word))
+        return text
+
+    def _next(self, *words: str) -> Text:
+        return Text(command(words, self.width, "Next: "))
 
 
-def _verdict(result: Result, verification: Verification) -> Text:
-    name = plain(result.source.name)
-    if verification.passed and result.command == "fuse" and result.output is None:
-        return Text.assemble(
-            ("REFUSED", "bold yellow"), "  --strict: see what was left or not checked above; the outputs agree."
-        )
-    if verification.verdict == "pass":
-        return Text.assemble(("PASS", "bold green"), f"  the fused file computes what {name} computes.")
-    if verification.verdict == "partial":
-        return Text.assemble(("PARTIAL", "bold yellow"), f"  nothing differs from {name}, but not all was checked.")
-    where = f" First block that is off: {plain(verification.first_bad_block)}." if verification.first_bad_block else ""
-    looks = f" Looks like: {plain(verification.looks_like)}." if verification.looks_like else ""
-    return Text.assemble(("FAIL", "bold red"), f"  the outputs are not those of {name}.{where}{looks}")
-
-
-def _outputs(verification: Verification) -> str:
-    ratio = verification.ratio or 0.0
-    text = f"largest difference {verification.max_abs:.1e}, {ratio:.2g}× the original's own rounding noise"
-    if verification.close is not None:
-        text += f"; {verification.close:.1%} isclose"
-    if verification.top1 is not None:
-        text += f"; top-1 agreement {verification.top1:.1%}"
-    return text
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    first = row.blocks[0]
-    name = f"{row.name}  ×{row.count}" if row.count > 1 else row.name
-    shape = "×".join(map(str, first.weight_shape)) or "–"
-    return (
-        escape(plain(name)),
-        escape(plain(first.kind)),
-        shape,
-        _arrow(first.ops),
-        _arrow(Change(_sum(row, "params", "before"), _sum(row, "params", "after"))),
-        _arrow(Change(_sum(row, "macs", "before"), _sum(row, "macs", "after"))),
-    )
-
-
-def _sum(row: Row, name: str, side: str) -> int:
-    return sum(getattr(getattr(block, name), side) or 0 for block in row.blocks)
-
-
-def _number(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
-
-
-def _arrow(change: Change) -> str:
-    return f"{_number(change.before)} → {_number(change.after)}"
-
-
-def _percent(change: Change) -> str:
-    if not change.before or change.after is None:
-        return ""
-    if change.before == change.after:
-        return "0 %"
-    return f"{100 * (change.after - change.before) / change.before:+.1f} %".replace("-", "−")
-
-
-def _input(facts: InputFacts) -> str:
-    shapes = ["×".join(map(str, example)) for example in facts.examples]
-    free = any(size is None for shape in facts.shapes for size in shape)
-    notes = []
-    if facts.is_guessed:
-        notes.append("guessed; set it with --input")
-    if free:
-        axes = [_axis_name(i, len(shape)) for shape in facts.shapes for i, size in enumerate(shape) if size is None]
-        notes.append(f"free: {', '.join(dict.fromkeys(axes))}")
-    return ", ".join(shapes) + (f"   ({'; '.join(notes)})" if notes else "")
-
-
-def _axis_name(index: int, ndim: int) -> str:
-    if index == 0:
-        return "batch"
-    names = {4: ("", "", "height", "width"), 5: ("", "", "depth", "height", "width"), 3: ("", "length", "length")}
-    return names.get(ndim, ("",) * ndim)[index] or f"axis {index}"
+def _fate(block: BlockFacts) -> str:
+    target = plain(block.target) if block.target else "no tensor"
+    if block.certificate is None:
+        return target
+    return f"{target}   error {block.certificate['error']:.1e} of {block.certificate['limit']:.0e}"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from repconv_cli.algebra import compose, conv_map
+from repconv_cli.algebra import ConvMap, compose, conv_map
 from repconv_cli.errors import InexactError
 
 from .factories import Draw, attempt, random_input
@@ -222,6 +222,27 @@ def test_a_transposed_stride_1_convolution_obeys_the_rule_as_the_plain_one_it_is
     x = random_input(1, (8,))
     truth = functional.conv1d(functional.conv_transpose1d(x, weight), wide, padding=1)
     assert_equal(compose(conv_map(wide, padding=1), inner)(x), truth)
+
+
+def test_a_stride_1_convolution_is_the_transposed_one_of_its_flipped_kernel():
+    weight = Draw("turned").normal(3, 2, 3, 2)
+    plain = conv_map(weight, padding=((2, 2), (0, 0)), dilation=(2, 1))
+    turned = plain.geometry.as_transposed()
+    assert turned is not None
+    map_ = ConvMap(plain.weight.flip((2, 3)), plain.bias, turned)
+    assert [(axis.low, axis.high) for axis in turned.axes] == [(2, 2), (1, 1)]
+    x = random_input(2, (6, 5))
+    assert_equal(map_(x), plain(x))
+    assert turned.output_sizes((6, 5)) == plain.geometry.output_sizes((6, 5))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 2}, {"padding": ((0, 1),)}, {"padding": 3}, {"padding": 1, "padding_mode": "reflect"}],
+    ids=["stride", "unequal sides", "padding beyond the kernel", "mode"],
+)
+def test_what_torch_has_no_transposed_convolution_for_has_no_such_form(options):
+    assert conv_map(torch.ones(1, 1, 3), **options).geometry.as_transposed() is None
 
 
 def test_zero_is_no_bias_and_any_other_constant_is():

@@ -53,9 +53,10 @@ def test_inspect(sample: Sample) -> None:
     done = run("inspect", *sample.arguments)
     assert done.exit_code == 0, done.output
     counts = f"convolutions {_arrow(sample.convs)}, batch norms {_arrow(sample.norms)}"
-    assert f"{sample.blocks} blocks can be fused: {counts}." in done.stdout
+    assert f"{sample.blocks} blocks can be fused: {counts}" in done.stdout
     assert f"Next: repconv fuse {sample.path}" in done.stdout
-    assert done.stderr.splitlines() == ["Starting …", "Reading …", "Tracing …", "Analysing …"]
+    phases = [line for line in done.stderr.splitlines() if line.endswith("…")]
+    assert phases == ["Starting …", "Reading …", "Tracing …", "Analysing …"]
     as_json = run("inspect", *sample.arguments, "--json")
     assert as_json.exit_code == 0
     found = one_document(as_json.stdout)
@@ -87,7 +88,7 @@ def test_fuse(sample: Sample, fused: Fuse) -> None:
     assert len(found["verification"]["per_sample"]) == 4
     assert found["output"]["path"] == str(fused(sample).path)
     assert found["output"]["size_bytes"] == fused(sample).path.stat().st_size
-    assert done.stderr.splitlines()[-1] == "Writing …"
+    assert "Writing …" in done.stderr
     assert "error" not in done.stderr
 
 

@@ -114,6 +114,21 @@ BLOCKS = [
     ),
     Block("transposed_stride_1", sequence(nn.ConvTranspose2d(4, 6, 3, 1, 1), nn.BatchNorm2d(6)), ONE),
     Block(
+        "transposed_stride_1_of_a_larger_output",
+        sequence(nn.ConvTranspose2d(4, 6, 3), nn.BatchNorm2d(6), conv(6, 6, 1)),
+        ONE,
+    ),
+    Block(
+        "transposed_stride_1_beside_a_smaller_one",
+        lambda: Formula(
+            lambda p, x: p.norm(p.a(x) - p.b(x)),
+            a=nn.ConvTranspose2d(4, 4, 5, padding=1),
+            b=nn.ConvTranspose2d(4, 4, 3, bias=False),
+            norm=nn.BatchNorm2d(4),
+        ),
+        ONE,
+    ),
+    Block(
         "average_pool_branch",
         lambda: Formula(
             lambda p, x: p.a(x) + p.b(x), a=conv_bn(4, 4), b=nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(4))
@@ -195,3 +210,20 @@ def test_half_precision_weights_are_fused_in_float64_from_their_own_values() -> 
     assert found.program.tensors.keys() == cast.program.tensors.keys()
     for key, tensor in cast.program.tensors.items():
         assert torch.equal(tensor, found.program.tensors[key].to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(("padding", "operator"), [(0, "conv_transpose2d"), (1, "conv2d"), (2, "conv2d")])
+def test_a_transposed_convolution_of_stride_1_is_written_as_what_is_less_work(padding: int, operator: str) -> None:
+    module = randomised(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, padding=padding), nn.BatchNorm2d(6)))
+    found = fused(module, noise((2, 4, 7, 8)), is_spatial_free=False)
+    (call,) = [node for node in found.program.graph.nodes if node.op == "call_function"]
+    assert str(call.target).split(".")[1] == operator
+    (block,) = found.plan.blocks
+    assert block.after.macs == min(7 * 8, (9 - 2 * padding) * (10 - 2 * padding)) * 4 * 6 * 9
+    assert block.before.macs == 7 * 8 * 4 * 6 * 9
+
+
+def test_a_plain_convolution_with_wide_padding_stays_a_plain_one() -> None:
+    module = randomised(nn.Sequential(nn.Conv2d(4, 6, 3, padding=2), nn.BatchNorm2d(6)))
+    found = fused(module, noise((2, 4, 7, 8)), is_spatial_free=False)
+    assert tuple(found.program.tensors["0.weight"].shape) == (6, 4, 3, 3)

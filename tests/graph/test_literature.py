@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from repconv_cli.graph.plan import count_ops
 from tests.graph import models as m
 from tests.graph import models_axes as axes
+from tests.graph import models_mlp as mlp
 from tests.graph import models_mobile as mobile
 from tests.graph import models_restoration as restoration
 from tests.graph import models_weights as weights
@@ -89,6 +90,24 @@ MOBILE = [
     ),
 ]
 
+PARTS = (2, 4, 6, 8)
+MLP = [
+    Block("repmlp_local_perceptron", mlp.LocalPerceptron, (0, 0, 3), (2, 4, 5, 6), (3, 4, 5, 6)),
+    Block(
+        "repmlp_local_perceptron_of_other_channels",
+        lambda: mlp.LocalPerceptron(3, 4, 4, 4, 1, 3, 5),
+        (0, 0, 3),
+        (2, 3, 4, 4),
+        (3, 3, 4, 4),
+    ),
+    Block("repmlp", mlp.RepMLP, (1, 0, 14), PARTS, (3, 4, 6, 8)),
+    Block("repmlp_dense", lambda: mlp.RepMLP(4, 6, groups=1), (1, 0, 14), PARTS, (3, 4, 6, 8)),
+    Block("repmlp_of_one_partition", lambda: mlp.RepMLP(part=(6, 8)), (1, 0, 6), PARTS, (3, 4, 6, 8), blocks=2),
+    Block("repmlp_without_convolutions", lambda: mlp.RepMLP(kernels=()), (1, 0, 14), PARTS, (3, 4, 6, 8)),
+    Block("repmlpnet", mlp.RepMLPNetBlock, (3, 0, 13), (2, 8, 6, 8), (3, 8, 6, 8)),
+    Block("repmlpnet_a_set_for_each_channel", lambda: mlp.RepMLPNetBlock(8, 8), (3, 0, 13), (2, 8, 6, 8), (3, 8, 6, 8)),
+]
+
 VARIANTS = [
     Block("acnet_5x5", lambda: axes.AsymmetricAnyD(2, kernel=5), ONE),
     Block("acnet_stride_2", lambda: axes.AsymmetricAnyD(2, stride=2), ONE),
@@ -155,7 +174,7 @@ def test_weight_computed_from_parameters_becomes_one_constant(block: Block) -> N
     assert_fuses(block)
 
 
-@pytest.mark.parametrize("block", [*RESTORATION, *MOBILE], ids=lambda block: block.name)
+@pytest.mark.parametrize("block", [*RESTORATION, *MOBILE, *MLP], ids=lambda block: block.name)
 def test_published_block_becomes_the_stated_operators(block: Block) -> None:
     assert_fuses(block)
 

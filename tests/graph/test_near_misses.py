@@ -82,7 +82,7 @@ DEAR = [
         (2, 0, 2),
     ),
     Refused(
-        "inception_depthwise_parts_then_norm",
+        "inception_depthwise_parts_after_their_norm",
         formula(
             lambda p, x: p.norm(torch.cat([p.a(x[:, :4]), p.b(x[:, 4:])], 1)),
             a=conv(4, 4, (1, 9), groups=4),
@@ -90,7 +90,7 @@ DEAR = [
             norm=nn.BatchNorm2d(8),
         ),
         r"exact as one convolution, but 9 times the work",
-        (2, 1, 6),
+        (2, 0, 5),
         WIDE,
     ),
 ]
@@ -111,6 +111,18 @@ BORDER = [
         sequence(conv(4, 4, bias=False), conv(4, 4, padding_mode="replicate")),
         r"replicate padding after a 3×3 convolution",
         (2, 0, 3),
+    ),
+    Refused(
+        "padded_with_another_constant_than_zero",
+        sequence(nn.ConstantPad2d(1, 0.5), conv(4, 4, padding=0)),
+        r"a constant that differs at the border reaches a convolution",
+        (1, 0, 2),
+    ),
+    Refused(
+        "norm_then_padding_with_another_constant_than_its_own",
+        sequence(nn.BatchNorm2d(4), nn.ConstantPad2d(1, 0.5), conv(4, 4, padding=0)),
+        r"a constant that differs at the border reaches a convolution",
+        (1, 1, 3),
     ),
     Refused(
         "norm_before_a_transposed_convolution",
@@ -274,6 +286,12 @@ def test_a_norm_read_by_two_unpadded_convolutions_goes_into_both() -> None:
 def test_a_branch_that_is_also_an_output_stays_and_the_sum_still_becomes_one() -> None:
     module = randomised(Formula(lambda p, x: ((y := p.b(x)) + p.a(x), y.relu()), a=conv_bn(4, 4), b=conv_bn(4, 4, 1)))
     assert _left(module) == (2, 0, 3)
+
+
+@pytest.mark.parametrize("pad", [nn.ZeroPad2d(1), nn.ReflectionPad2d(1), nn.ConstantPad2d((1, 0, 1, 0), 0.0)])
+def test_padding_with_values_that_a_convolution_reads_itself_is_no_refusal(pad: nn.Module) -> None:
+    found = fused(randomised(nn.Sequential(pad, conv(4, 4, padding=0), nn.ReLU())), noise(SHAPE), is_spatial_free=False)
+    assert found.plan.refusals == ()
 
 
 def test_a_pool_in_ceil_mode_is_taken_where_its_windows_fit() -> None:

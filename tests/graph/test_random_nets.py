@@ -14,6 +14,7 @@ from repconv_cli.graph.interpret import run_program
 from tests.graph.nets import checking
 from tests.graph.nets.checking import WrongError, check, shrunk, with_valid_sizes
 from tests.graph.nets.drawing import draw_net
+from tests.graph.nets.full import draw_full_net
 from tests.graph.nets.language import Layer, Net, NetModule, record
 from tests.graph.proof import noise
 
@@ -41,6 +42,17 @@ _SETTINGS = settings(derandomize=True, deadline=None, database=None, suppress_he
 @settings(_SETTINGS, max_examples=300)
 @given(nets())
 def test_any_net_of_linear_blocks_computes_the_same_after_fusing(net: Net) -> None:
+    check(net)
+
+
+@st.composite
+def full_nets(draw: st.DrawFn) -> Net:
+    return with_valid_sizes(draw_full_net(HypothesisChance(draw), draw(st.integers(0, 1000))))
+
+
+@settings(_SETTINGS, max_examples=100)
+@given(full_nets())
+def test_any_net_with_a_layer_over_all_values_computes_the_same_after_fusing(net: Net) -> None:
     check(net)
 
 
@@ -90,6 +102,18 @@ KEPT: dict[str, Net] = {
         ),
         (6,),
         is_spatial_free=True,
+    ),
+    "transposed_of_stride_1_is_more_work_as_a_plain_one": Net(
+        (2, 4, 6, 10),
+        (
+            Layer("transposed", (0,), conv(4, (3, 3), groups=4, output_padding=(0, 0))),
+            Layer("conv", (1,), conv(4, (1, 1), stride=(2, 2))),
+            Layer("norm", (2,), {"affine": False}),
+            Layer("conv", (0,), conv(4, (2, 2), stride=(2, 2), padding=(1, 1), groups=2, mode="zeros")),
+            Layer("norm", (4,), {"affine": True}),
+            Layer("plus", (3, 5), {"sign": "-"}),
+        ),
+        (6,),
     ),
     "sizes_that_agree_for_even_inputs_only": Net(
         (2, 2, 8),

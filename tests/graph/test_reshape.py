@@ -141,12 +141,6 @@ def test_a_map_on_channels_passes_through_moves(case: Moved) -> None:
 
 KEPT = [
     Moved(
-        "positions_among_the_channels",
-        formula(lambda p, x: p.linear(p.norm(x).flatten(1)), norm=nn.BatchNorm2d(4), linear=nn.Linear(144, 3)),
-        IMAGE,
-        (0, 1, 3),
-    ),
-    Moved(
         "channels_cut_into_heads",
         formula(
             lambda p, x: p.norm(p.linear(x).reshape(x.shape[0], 10, 2, 3).permute(0, 2, 3, 1)),

@@ -128,3 +128,13 @@ def test_what_could_draw_and_does_not_is_taken():
         return nn.functional.rrelu(nn.functional.scaled_dot_product_attention(x, x, x))
 
     assert trace(Formula(calm), noise(SHAPE))
+
+
+def test_an_operator_with_several_names_has_one():
+    def joined(part: Any, x: Tensor) -> Tensor:
+        mask = (x > 0) & (x < 1)
+        return torch.concat([x * mask, torch.concatenate([x, x], 1)], 1)
+
+    names = {str(node.target) for node in trace(Formula(joined), noise(SHAPE)).graph.nodes}
+    assert {"aten.cat.default", "aten.bitwise_and.Tensor"} <= names
+    assert not {name for name in names if "concat" in name or "__and__" in name}

@@ -23,7 +23,7 @@ MOST_SECONDS = 10
 MOST_MEGABYTES = 300
 _LONGEST_LINE = 2000
 _UNSAFE_ADVICE = re.compile("weights_only|safe_globals|unsafe|--trust", re.IGNORECASE)
-_PHASE = re.compile(r"[A-Z][a-z]+ …")
+_PHASE = re.compile(r"[A-Z][a-z]+ …( \d+ of \d+,)?( \d+ s)?")
 
 
 class TooSlowError(BaseException):

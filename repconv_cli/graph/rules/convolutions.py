@@ -11,7 +11,7 @@ from repconv_cli.algebra import Axis, ConvMap, Geometry, average_pool_map, conv_
 from repconv_cli.algebra.convmap import padding_pairs
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.rules.registry import Call, Step, aten, integers, kernel_name, leaf_step, rule
-from repconv_cli.graph.terms import Leaf
+from repconv_cli.graph.term import Leaf
 
 
 def _weight_and_bias(call: Call) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
@@ -46,7 +46,8 @@ def convolution(call: Call) -> Step | None:
 
     geometry = Geometry(shape[0], shape[1] * groups, groups, axes)
     leaf = Leaf(geometry, make, None if bias is None else call.tensor(bias))
-    return leaf_step(x, leaf, 1, kernel_name(shape[2:]))
+    is_one_place = all(size == 1 for size in (*shape[2:], *x.meta["shape"][2:]))
+    return leaf_step(x, leaf, 1, "linear" if is_one_place else kernel_name(shape[2:]))
 
 
 @rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
@@ -72,6 +73,7 @@ def transposed_convolution(call: Call) -> Step | None:
         geometry,
         lambda: transposed_conv_map(call.weight(weight), **options),
         None if bias is None else call.tensor(bias),
+        transposes=True,
     )
     return leaf_step(x, leaf, 1, f"transposed {kernel_name(shape[2:])}")
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from repconv_cli.algebra import batch_norm_scale_and_shift
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.rules.registry import Call, Step, aten, rule
-from repconv_cli.graph.terms import Anchor, Term, add_terms, scale_term
+from repconv_cli.graph.term import Anchor, Term
+from repconv_cli.graph.terms import add_terms, scale_term
 
 
 @rule(aten.batch_norm.default)

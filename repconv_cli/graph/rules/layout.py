@@ -11,8 +11,8 @@ from torch import fx
 from repconv_cli.algebra import Axis, ConvMap, Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.rules.registry import Call, Step, aten, leaf_step, rule
+from repconv_cli.graph.term import Leaf
 from repconv_cli.graph.terms import (
-    Leaf,
     concatenate_terms,
     overwrite_term,
     permute_term,

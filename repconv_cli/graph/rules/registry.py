@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from repconv_cli.graph.interpret import Constants
-from repconv_cli.graph.terms import Anchor, Leaf, Term, apply_leaf
+from repconv_cli.graph.term import Anchor, Leaf, Term
+from repconv_cli.graph.terms import apply_leaf
 
 aten = torch.ops.aten
 

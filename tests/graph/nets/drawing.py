@@ -18,12 +18,12 @@ def draw_net(chance: Chance, seed: int) -> Net:
     value = 0
     for _ in range(chance.choice([1, 1, 2, 3])):
         value = _block(builder, value) if builder.is_rare(2) else fusible_block(builder, value)
-        value = _ending(builder, value)
+        value = ending(builder, value)
     taps = [index for index in range(1, len(builder.values)) if index != value and builder.is_rare(12)]
     return Net(builder.shape, tuple(builder.layers), (value, *taps[:2]), seed, chance.choice([False, False, True]))
 
 
-def _ending(b: Builder, value: int) -> int:
+def ending(b: Builder, value: int) -> int:
     end = b.chance.choice(["relu", "relu", "relu", "sigmoid", "tanh", "norm", "factor", "gate", "product", "none"])
     if end in ("relu", "sigmoid", "tanh"):
         return b.tried("activation", value, op=end)
@@ -46,11 +46,11 @@ def _block(b: Builder, x: int, depth: int = 0) -> int:
     out = b.chance.choice([channels, channels, channels, 4, 6])
     stride = b.chance.choice([1, 1, 1, 1, 2]) if min(b.size(x)[2:]) > 3 else 1
     if form == "chain":
-        return _chain(b, x, out, stride, depth)
+        return chain(b, x, out, stride, depth)
     if form == "halves":
-        branches = [_chain(b, half, b.size(half)[1], stride, depth) for half in _halves(b, x)]
+        branches = [chain(b, half, b.size(half)[1], stride, depth) for half in _halves(b, x)]
     else:
-        branches = [_chain(b, x, out, stride, depth) for _ in range(b.chance.choice([1, 2, 2, 3, 4]))]
+        branches = [chain(b, x, out, stride, depth) for _ in range(b.chance.choice([1, 2, 2, 3, 4]))]
         if b.is_rare(6):
             branches.append(b.chance.choice(range(len(b.values))))
     branches = _cropped(b, branches)
@@ -94,7 +94,7 @@ def _cropped(b: Builder, branches: list[int]) -> list[int]:
     return branches
 
 
-def _chain(b: Builder, x: int, out: int, stride: int, depth: int) -> int:
+def chain(b: Builder, x: int, out: int, stride: int, depth: int) -> int:
     """Return one branch: up to three layers in a row, one of which has the stride and the output's channels."""
     kinds = ["conv"] * 8 + ["norm"] * 3 + ["factor"] * 3 + ["pool"] * 2 + ["window", "pad", "bordered", "same", "other"]
     value = x
@@ -251,7 +251,7 @@ def _other(b: Builder, value: int, depth: int) -> int:
         names = ["nearest", "bilinear", "shuffle", "unshuffle", "pooled", "running sum"]
         return b.tried(form, value, op=b.chance.choice(names))
     if form == "stacked":
-        branches = [_chain(b, value, channels, 1, depth + 1) for _ in range(2)] if depth < 2 else [value, value]
+        branches = [chain(b, value, channels, 1, depth + 1) for _ in range(2)] if depth < 2 else [value, value]
         found = b.add(form, *branches, dim=b.chance.choice([0, 1, len(b.shape)]), op=b.chance.choice(["sum", "mean"]))
         return value if found is None else found
     if form == "swapped":

@@ -29,7 +29,7 @@ def fusible_block(b: Builder, x: int) -> int:
             found = b.add("plus", total, branch, sign=b.chance.choice("+++-r"))
             total = total if found is None else found
     for _ in range(b.chance.choice([0, 0, 1, 2])):
-        total = _pointwise(b, total, b.size(total)[1])
+        total = pointwise(b, total, b.size(total)[1])
     return total
 
 
@@ -44,7 +44,7 @@ def _fusible_branch(b: Builder, x: int, g: dict[str, Any]) -> int:
         groups = g["groups"] if channels % g["groups"] == 0 else 1
         value = b.tried("conv", x, out=channels, kernel=(1,) * dims, groups=groups, bias=b.is_rare(4), **plain)
     elif form == "bordered" and g["stride"] == 1 and not g["is_valid"] and g["mode"] == "zeros":
-        value = bordered(b, _pointwise(b, x, channels))
+        value = bordered(b, pointwise(b, x, channels))
         return value if b.size(value)[1] == g["out"] else _pointwise_conv(b, value, g["out"])
     elif form == "part" and channels % 2 == 0:
         start = b.chance.choice([0, channels // 2])
@@ -52,16 +52,16 @@ def _fusible_branch(b: Builder, x: int, g: dict[str, Any]) -> int:
     elif form == "nested" and is_same and not g["is_valid"] and g["mode"] == "zeros":
         inner = [_fusible_branch(b, x, {**g, "groups": 1}) for _ in range(2)]
         found = b.add("plus", *inner, sign=b.chance.choice("+-"))
-        return inner[0] if found is None else _pointwise(b, found, channels)
+        return inner[0] if found is None else pointwise(b, found, channels)
     elif form == "identity" and is_same:
         value = _inset(b, x, 1) if g["is_valid"] else x
-        return _pointwise(b, value, channels) if b.is_likely(3) else value
+        return pointwise(b, value, channels) if b.is_likely(3) else value
     elif form == "pool":
         return _fusible_pool(b, x, g)
     kernel = b.chance.choice([1, 3, 3, 3, 5])
     value = _fusible_conv(b, value, kernel, g)
     for _ in range(b.chance.choice([0, 1, 1, 2])):
-        value = _pointwise(b, value, g["out"])
+        value = pointwise(b, value, g["out"])
     return value
 
 
@@ -120,7 +120,7 @@ def _pointwise_conv(b: Builder, value: int, out: int) -> int:
     return b.tried("conv", value, out=out, kernel=(1,) * dims, bias=b.is_likely(3), **plain)
 
 
-def _pointwise(b: Builder, value: int, out: int) -> int:
+def pointwise(b: Builder, value: int, out: int) -> int:
     """Return ``value`` after a norm, a scale, a copy, a 1x1 or a linear layer on the channels."""
     form = b.chance.choice(["norm", "norm", "norm", "channel", "channel", "number", "same", "conv", "mix", "negate"])
     if form == "norm":

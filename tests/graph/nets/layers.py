@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +63,24 @@ def linear(m: Machine, x: Any, o: dict[str, Any]) -> Any:
     """A linear layer on the last axis."""
     weight = m.tensor("weight", (o["out"], m.shape(x[0])[-1]), "weight")
     return m.call(aten.linear.default, x[0], weight, m.tensor("bias", (o["out"],)) if o["bias"] else None)
+
+
+@kind
+def full(m: Machine, x: Any, o: dict[str, Any]) -> Any:
+    """A layer over all values of a sample, given back as an image of ``out`` channels, or as ``out`` values alone."""
+    _, channels, *sizes = m.shape(x[0])
+    inputs = channels * math.prod(sizes)
+    outputs = o["out"] * (math.prod(sizes) if o["is_image"] else 1)
+    weight = m.tensor("weight", (outputs, inputs // o["groups"], *((1, 1) if o["is_conv"] else ())), "weight")
+    bias = m.tensor("bias", (outputs,)) if o["bias"] else None
+    ones = [1, 1] if o["is_conv"] else []
+    rows = m.call(aten.reshape.default, x[0], [m.sizes(x[0])[0], inputs, *ones])
+    if o["is_conv"]:
+        y = m.call(aten.conv2d.default, rows, weight, bias, [1, 1], [0, 0], [1, 1], o["groups"])
+    else:
+        y = m.call(aten.linear.default, rows, weight, bias)
+    shape = [o["out"], *sizes] if o["is_image"] else [outputs, *(1 for _ in sizes)]
+    return m.call(aten.reshape.default, y, [m.sizes(x[0])[0], *shape])
 
 
 @kind

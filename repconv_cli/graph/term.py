@@ -1,0 +1,130 @@
+"""``Term``: what a node computes from its anchor, a linear part (a convolution) plus a constant field.
+
+The geometry and the constant are known at once; the kernel is a recipe, computed only for what is taken.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, fx
+
+from repconv_cli.algebra import ConvMap, Geometry
+from repconv_cli.graph.arrange import Layout
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How to compute a kernel from the kernels of other recipes; constants (biases) are kept elsewhere."""
+
+    make: Callable[[list[ConvMap]], ConvMap]
+    inputs: tuple[Recipe, ...] = ()
+
+    def compute(self) -> ConvMap:
+        """Return the kernel as a map without bias.
+
+        Every shared recipe is computed once, without recursion, and kept no longer than another one needs it.
+        """
+        order = self._in_order()
+        waiting = Counter(id(source) for recipe in order for source in recipe.inputs)
+        done: dict[int, ConvMap] = {}
+        for recipe in order:
+            maps = [done[id(source)] for source in recipe.inputs]
+            for source in recipe.inputs:
+                waiting[id(source)] -= 1
+                if not waiting[id(source)]:
+                    del done[id(source)]
+            done[id(recipe)] = recipe.make(maps)
+            del maps
+        return done[id(self)]
+
+    def _in_order(self) -> list[Recipe]:
+        """Return every recipe that this one is made of, and itself, inputs first."""
+        order: dict[int, Recipe] = {}
+        stack = [self]
+        while stack:
+            recipe = stack[-1]
+            missing = [source for source in recipe.inputs if id(source) not in order]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            order.setdefault(id(recipe), recipe)
+        return list(order.values())
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The tensor that terms start from: its sizes at the traced example, and which of them are free."""
+
+    node: fx.Node
+    shape: tuple[int, ...]
+    free: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Anchor:
+        """Return the anchor at ``node``."""
+        return cls(node, node.meta["shape"], node.meta["free"])
+
+    def dims(self, axis: int) -> int:
+        """Number of spatial axes, given the channel axis: channels last have none."""
+        return len(self.shape) - 2 if axis == 1 else 0
+
+    def sizes(self, axis: int) -> tuple[int | None, ...]:
+        """Spatial sizes, None where free."""
+        spatial = range(2, 2 + self.dims(axis))
+        return tuple(None if self.free[i] else self.shape[i] for i in spatial)
+
+    def example_sizes(self, axis: int) -> tuple[int, ...]:
+        """Spatial sizes at the traced example."""
+        return self.shape[2 : 2 + self.dims(axis)]
+
+    def positions(self, axis: int) -> int:
+        """How often a map over the spatial axes is applied: once a sample, without any at each position."""
+        return self.shape[0] if self.dims(axis) else prod(self.shape[:-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """``factor * x + offset`` before a channel axis is known (``axis`` None), else ``recipe`` applied plus ``offset``.
+
+    ``offset`` is ``()``, ``(O,)``, or a field ``(O, *spatial)``, float64. ``convolutions`` counts the convolution
+    and linear layers inside, ``kernels`` those and the pools; ``transposes`` tells if one of them is a transposed
+    convolution. ``axis`` and the rest speak of the anchor's axes; ``layout`` says where the node has them, None where
+    they are unmoved.
+    """
+
+    axis: int | None = None
+    geometry: Geometry | None = None
+    recipe: Recipe | None = None
+    factor: float = 1.0
+    offset: Tensor = torch.zeros((), dtype=torch.float64)  # noqa: RUF009 - never written to
+    convolutions: int = 0
+    kernels: int = 0
+    layout: Layout | None = None
+    transposes: bool = False
+
+    def keeps_values(self) -> bool:
+        """Whether it holds the anchor's values, each untouched."""
+        return self.axis is None and self.factor == 1.0 and not bool(self.offset.any())
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """One operator as a map: geometry now, weight when asked; ``pad_value`` is what its padding reads.
+
+    ``has_kernel`` is false for a pad or a crop, ``is_layer`` true for what has weights of its own, ``transposes`` for
+    a transposed convolution of any stride.
+    """
+
+    geometry: Geometry
+    make: Callable[[], ConvMap]
+    bias: Tensor | None = None
+    pad_value: float = 0.0
+    has_kernel: bool = True
+    is_layer: bool = True
+    transposes: bool = False

@@ -1,0 +1,132 @@
+"""Conditions on sizes: which tie them to the example's, and which only bound them from below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repconv_cli.errors import InputError
+from repconv_cli.graph.fuse import fuse_program
+from repconv_cli.graph.guards import conditions
+from repconv_cli.graph.plan import count_ops
+from repconv_cli.graph.program import ProgramModule
+from repconv_cli.graph.serial import from_json, to_json
+from repconv_cli.graph.trace import trace
+from repconv_cli.verdict import random_inputs
+from tests.graph.models import Formula, conv, conv_bn, randomised
+from tests.graph.proof import TOLERANCE, difference, noise
+
+SHAPE = (2, 4, 19, 18)
+
+
+def size(axis: int) -> str:
+    return f"L['x'].size()[{axis}]"
+
+
+@pytest.mark.parametrize(
+    ("guard", "bounds"),
+    [
+        (f"{size(2)} >= 3", {("x", 2): 3}),
+        (f"{size(2)} > 5", {("x", 2): 6}),
+        (f"(-2) + {size(3)} >= 5", {("x", 3): 7}),
+        (f"1 + (((-3) + {size(2)}) // 2) >= 3", {("x", 2): 7}),
+        (f"({size(2)} // 3) >= 1 and 2*{size(3)} >= 5", {("x", 2): 3, ("x", 3): 3}),
+        ("L['xs'][0].size()[2] - 1 >= 3", {("xs_0", 2): 4}),
+        (f"((-2) + {size(2)}) != 1", {}),
+        (f"4*{size(0)}*((-2) + {size(2)})*({size(3)} // 2) >= 2", {}),
+        (f"{size(0)} == L['y'].size()[0]", {}),
+    ],
+)
+def test_a_condition_that_ties_no_size_gives_its_bounds(guard: str, bounds: dict[tuple[str, int], int]) -> None:
+    found = conditions([guard], ["x", "xs_0"])
+    assert (found.tied, found.bounds) == ([], bounds)
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        f"{size(2)} == 8",
+        f"{size(2)} <= 8",
+        f"{size(2)} >= {size(3)}",
+        f"{size(2)} + {size(3)} >= 7",
+        f"8 - {size(2)} >= 3",
+        f"(-1)*{size(2)} >= -9",
+        f"{size(2)} % 4 >= 3",
+        "L['other'].size()[2] >= 3",
+        f"{size(0)} >= 3",
+        f"{size(2)} >= 3 and {size(2)} % 2 == 0",
+        "Ne(x, 3) ?",
+    ],
+)
+def test_any_other_condition_ties_the_sizes(guard: str) -> None:
+    assert conditions([guard], ["x"]).tied == [guard]
+
+
+def test_of_several_bounds_the_largest_holds() -> None:
+    assert conditions([f"{size(2)} >= 3", f"{size(2)} >= 7", f"{size(2)} >= 5"], ["x"]).bounds == {("x", 2): 7}
+
+
+def long_enough(p: Formula, x: Tensor) -> Tensor:
+    y: Tensor = p.conv(x) if x.shape[2] > 9 else -p.conv(x)
+    return y
+
+
+UNPADDED: list[tuple[str, Callable[[], nn.Module], tuple[int, int], int]] = [
+    ("one", lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), (3, 3), 1),
+    ("uneven_kernel", lambda: nn.Sequential(nn.Conv2d(4, 4, (5, 4)), nn.BatchNorm2d(4)), (5, 4), 1),
+    ("with_stride", lambda: nn.Sequential(nn.Conv2d(4, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3)), (7, 7), 2),
+    ("after_a_pool", lambda: nn.Sequential(conv_bn(4, 4), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3)), (6, 6), 2),
+    ("branch_on_a_size", lambda: Formula(long_enough, conv=conv(4, 4)), (10, 1), 1),
+]
+
+
+@pytest.mark.parametrize(("make", "smallest", "convs"), [case[1:] for case in UNPADDED], ids=[c[0] for c in UNPADDED])
+def test_sizes_that_are_only_bounded_stay_free(
+    make: Callable[[], nn.Module], smallest: tuple[int, int], convs: int
+) -> None:
+    module = randomised(make())
+    program = trace(module, noise(SHAPE))
+    (info,) = program.inputs
+    assert program.notes == ()
+    assert info.shape == (None, 4, None, None)
+    assert info.smallest == (1, 1, *smallest)
+    found = fuse_program(program, random_inputs(program, 1, 0)).program
+    assert count_ops(found)["convs"] == convs
+    least = tuple(max(s, 2) for s in smallest)
+    for shape in ((3, 4, 24, 21), (1, 4, *least), (2, 4, least[0] + 1, least[1] + 3)):
+        assert difference(module, found, noise(shape, seed=1)) <= TOLERANCE
+
+
+def test_a_smaller_size_is_refused_when_called_also_after_writing_and_reading() -> None:
+    program = trace(randomised(nn.Sequential(nn.Conv2d(4, 4, (3, 5)), nn.BatchNorm2d(4))), noise(SHAPE))
+    fused = fuse_program(program, random_inputs(program, 1, 0), dtype=torch.float32).program
+    again = from_json(to_json(fused), fused.tensors)
+    assert again.inputs[0].smallest == (1, 1, 3, 5)
+    for model in (ProgramModule(fused), ProgramModule(again)):
+        assert model(torch.zeros(1, 4, 3, 5)).shape == (1, 4, 1, 1)
+        with pytest.raises(InputError, match="input input: axis 3 has size 4") as caught:
+            model(torch.zeros(1, 4, 3, 4))
+        assert "at least 5" in str(caught.value)
+
+
+def test_a_file_without_smallest_sizes_is_read_as_before() -> None:
+    program = trace(randomised(conv(4, 4)), noise(SHAPE))
+    written = to_json(program)
+    assert "smallest" not in written
+    assert from_json(written, program.tensors).inputs[0].smallest == ()
+
+
+def test_smallest_sizes_of_another_number_than_the_axes_are_refused() -> None:
+    program = trace(randomised(nn.Conv2d(4, 4, 3)), noise(SHAPE))
+    written = to_json(program).replace('"smallest":[1,1,3,3]', '"smallest":[1,3]')
+    with pytest.raises(InputError, match="has no usable shape"):
+        from_json(written, program.tensors)
+
+
+def test_a_fused_model_with_smallest_sizes_can_be_exported_again() -> None:
+    program = trace(randomised(nn.Conv2d(4, 4, 3)), noise(SHAPE))
+    again = trace(ProgramModule(program), noise(SHAPE))
+    assert again.inputs[0].smallest == (1, 1, 3, 3)
