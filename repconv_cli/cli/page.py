@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from repconv_cli.checkpoint import check_output, write_text
 from repconv_cli.errors import OutputError
 from repconv_cli.results import Result
 
@@ -26,6 +25,8 @@ class Page:
 
     def check(self) -> None:
         """Raise :class:`~repconv_cli.errors.OutputError` if the report cannot be written there."""
+        from repconv_cli.checkpoint import check_output
+
         for given in self.inputs:
             if os.path.realpath(given) == os.path.realpath(self.path):
                 raise OutputError(
@@ -35,7 +36,8 @@ class Page:
 
     def write(self, result: Result, options: tuple[str, ...]) -> None:
         """Write the report of ``result``."""
-        # Templates are loaded only where a page is wanted.
+        # Loaded only where a page is wanted: the command line must start at once.
+        from repconv_cli.checkpoint import write_text
         from repconv_cli.report.html import html_page
 
         self.check()

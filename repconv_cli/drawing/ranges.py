@@ -17,6 +17,7 @@ def range_of(name: str, weight: Tensor, output_axis: int = 0) -> RangeFacts:
     Symmetric int8 rounds to steps of ``max |w| / 127``; its error is uniform in a step, so its rms is that over
     ``sqrt(12)``. One large weight makes the step large for all others.
 
+    >>> import torch
     >>> facts = range_of("w", torch.tensor([[1.0, -1.0], [0.01, 0.01]]))
     >>> facts.low, facts.high, facts.int8_error > facts.int8_error_by_channel
     (-1.0, 1.0, True)

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import nn
 from repconv_cli import convert
 from repconv_cli.cli.boundary import run_command
 from repconv_cli.cli.options import Showing
+from repconv_cli.cli.progress import Progress
 from repconv_cli.options import Options
 from repconv_cli.results import Verification
 from tests.cli.runs import INPUT, SAMPLES, run, run_process
@@ -165,3 +167,28 @@ def test_a_file_name_with_escapes_is_shown_without_them(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert ESCAPE not in done.output
     assert "[bold].pt" in done.stderr
+
+
+def test_the_first_line_comes_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom repconv_cli.cli.progress import Progress\n"
+        "def first(self, phase, done, total):\n"
+        "    print(phase, [m for m in ('torch', 'numpy', 'jinja2', 'msgspec') if m in sys.modules])\n"
+        "    raise SystemExit\n"
+        "Progress.__call__ = first\nsys.argv[0] = 'repconv'\nfrom repconv_cli.cli.main import run\nrun()"
+    )
+    for arguments in (("inspect", "a"), ("fuse", "a", "b"), ("verify", "a", "b"), ("bench", "a")):
+        done = run_process("-c", code, *arguments, "--html", tmp_path / "report.html")
+        assert done.stdout == "Starting []\n", done.stderr
+
+
+def test_a_log_is_never_silent_for_long(capfd: pytest.CaptureFixture[str]) -> None:
+    with Progress(quiet=False) as progress:
+        progress("Tracing", 0, 0)
+        time.sleep(2.2)
+        progress("Proving stem", 3, 22)
+        time.sleep(1.2)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "Tracing …"
+    assert sum(re.fullmatch(r"Tracing … \d s", line) is not None for line in lines) >= 1
+    assert any(re.fullmatch(r"Proving … 3 of 22, \d s", line) for line in lines)
