@@ -19,7 +19,9 @@ from repconv_cli.diagnosis import first_block_off, first_difference, largest_err
 from repconv_cli.drawing import with_drawing
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
+from repconv_cli.graph.allowance import require_like
 from repconv_cli.graph.fuse import Fused, fuse_program
+from repconv_cli.graph.interpret import running
 from repconv_cli.graph.kept import in_eval_mode
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.program import Program, ProgramModule
@@ -235,8 +237,8 @@ def verify(
         program, is_guessed = trace_source(opened, options)
     with clock.phase("Reading the output"):
         written = read_output(out, program)
-        require_same_call(program, written.program, str(out))
-    with clock.phase("Comparing outputs"):
+        require_same_call(program, written.program, str(out), is_run=not written.has_foreign_names)
+    with clock.phase("Comparing outputs"), running(f"the graph in {out}"):
         verification = compare_outputs(program, opened.module, written.program, written.model, options)
     with clock.phase("Redoing the plan"):
         fused = fuse_traced(program, replace(options, blocks=None), None)
@@ -253,8 +255,11 @@ def verify(
     return with_drawing(result, fused.plan, clock.report) if options.draw else result
 
 
-def require_same_call(program: Program, stored: Program, out: str) -> None:
-    """Raise :class:`InputError` unless the file at ``out`` takes the inputs that ``program`` takes."""
+def require_same_call(program: Program, stored: Program, out: str, *, is_run: bool = True) -> None:
+    """Raise :class:`InputError` unless the file at ``out`` takes ``program``'s inputs, and about as much memory.
+
+    ``is_run`` says whether torch runs its graph, or another runtime does.
+    """
     mine = [(len(i.shape), i.dtype) for i in program.inputs]
     theirs = [(len(i.shape), i.dtype) for i in stored.inputs]
     if mine != theirs:
@@ -264,6 +269,11 @@ def require_same_call(program: Program, stored: Program, out: str) -> None:
     for info, fixed in zip(program.inputs, stored.inputs, strict=True):
         if any(size is not None and size != own for size, own in zip(fixed.shape, info.example, strict=True)):
             raise InputError(f"its input is fixed to {fixed.shape}, the comparison uses {info.example}", where=out)
+    try:
+        if is_run:
+            require_like(program, stored)
+    except InputError as error:
+        raise error.at(out) from error
 
 
 def _unchecked(verification: Verification, reason: str) -> Verification:

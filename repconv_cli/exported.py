@@ -11,9 +11,9 @@ from torch import fx
 
 from repconv_cli.checkpoint.program import CallNode, FreeSize, ProgramFile, ProgramInput, TorchConstant, ValueRef
 from repconv_cli.errors import InputError
+from repconv_cli.graph.calls import checked_call
 from repconv_cli.graph.operators import PYTHON_OPERATORS, find_operator
 from repconv_cli.graph.program import LEAF, InputInfo, Program, ProgramModule, Structure
-from repconv_cli.graph.serial import check_call
 
 aten = torch.ops.aten
 
@@ -43,7 +43,7 @@ def module_of(file: ProgramFile) -> tuple[ProgramModule, tuple[str, ...]]:
     for node in file.nodes:
         builder.call(node)
     builder.graph.output(tuple(builder.value(value) for value in file.outputs))
-    arguments, keywords = structure_of(file.in_spec).children
+    arguments, keywords = _call_structure(file.in_spec)
     program = Program(
         graph=builder.graph,
         tensors={key: file.tensors[key] for key in builder.keys},
@@ -57,6 +57,13 @@ def module_of(file: ProgramFile) -> tuple[ProgramModule, tuple[str, ...]]:
     if builder.switched:
         notes.append(f"{builder.switched} norms or dropouts were exported in training mode; they were put in eval mode")
     return ProgramModule(program).eval(), tuple(notes)
+
+
+def _call_structure(spec: Mapping[str, Any]) -> tuple[Structure, ...]:
+    found = structure_of(spec).children
+    if [part.kind for part in found] != ["tuple", "dict"]:
+        raise InputError("the model's inputs nest in an unknown way", needed="arguments in a tuple and a dict")
+    return found
 
 
 def _input_info(name: str, sizes: tuple[int | FreeSize, ...], dtype: str) -> InputInfo:
@@ -101,9 +108,7 @@ class _Builder:
         args = [self.value(argument.value) for argument in node.arguments if not argument.is_keyword]
         kwargs = {argument.name: self.value(argument.value) for argument in node.arguments if argument.is_keyword}
         self._put_in_eval_mode(target, args, kwargs)
-        check_call(target, tuple(args), kwargs)
-        result = self.graph.call_function(target, tuple(args), kwargs)
-        self._name_outputs(node, result)
+        self._name_outputs(node, checked_call(self.graph, target, tuple(args), kwargs))
 
     def _counts_batches(self, node: CallNode, name: str) -> bool:
         """Whether the call only counts training batches in a norm's buffer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 from repconv_cli.convert import Clock, Progress, compare_outputs, fuse_traced, require_same_call
 from repconv_cli.errors import InputError
 from repconv_cli.facts import input_facts, totals
+from repconv_cli.graph.interpret import running
 from repconv_cli.graph.kept import in_eval_mode
 from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.opening import Opened, open_source, trace_source
@@ -42,7 +44,8 @@ def bench(
     with clock.phase("Fusing"):
         fused, counts = _fused(program, written, str(out), options)
     model = ProgramModule(fused).eval()
-    with clock.phase("Comparing outputs"):
+    # A graph from a file may fail in any way; one that was made here may not.
+    with clock.phase("Comparing outputs"), nullcontext() if out is None else running(f"the graph in {out}"):
         verification = compare_outputs(program, opened.module, fused, model, replace(options, samples=1))
     timed = replace(program, inputs=tuple(_resized(info, timing.batch) for info in program.inputs))
     leaves = iter(next(random_inputs(timed, 1, options.seed)))

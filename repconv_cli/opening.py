@@ -18,6 +18,7 @@ from repconv_cli.checkpoint.values import check_module
 from repconv_cli.checkpoint.wrappers import prefix_notes
 from repconv_cli.errors import InputError, RepconvError, TraceError
 from repconv_cli.exported import module_of
+from repconv_cli.graph.allowance import most_elements, require_inputs_within, require_program_within
 from repconv_cli.graph.inputs import Example, guess_shape
 from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.graph.serial import from_json
@@ -156,18 +157,21 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
     dtype: torch.dtype = getattr(torch, opened.facts.dtype)
     held = opened.program
     may_vary = None
+    most = most_elements(opened.facts.size_bytes, is_asked=bool(options.input or options.inputs or options.example))
     if held is not None:
         infos = _resized(held.inputs, options.input)
         example = Example(infos, held.arguments, held.keywords)
         may_vary = tuple(tuple(size is None for size in info.shape) for info in infos)
     else:
-        example = own_example(opened.module, options) or _example(opened, options.input, dtype)
+        example = own_example(opened.module, options) or _example(opened, options.input, dtype, most)
+    require_inputs_within(example.infos, most)
     args, kwargs = example.tensors()
     try:
         program = trace(opened.module, args, kwargs, may_vary=may_vary)
     except TraceError as error:
         shapes = ", ".join("×".join(map(str, info.example)) for info in example.infos)
         raise error.at(f"{opened.facts.name} with input {shapes}") from error
+    require_program_within(program, most)
     return program, held is None and not options.input and example.values is None
 
 
@@ -192,14 +196,14 @@ def own_example(module: nn.Module, options: Options) -> Example | None:
     )
 
 
-def _example(opened: Opened, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> Example:
+def _example(opened: Opened, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, most: int) -> Example:
     """Return example inputs of the sizes that the user gave, or that the architecture tells, or that fit."""
     known = opened.architecture
     keyword = known.input_name if known is not None else None
     if not shapes and known is not None and known.input_size is not None:
         shapes = ((2, *known.input_size),)
     if not shapes:
-        shapes = (guess_shape(opened.module, dtype, keyword),)
+        shapes = (guess_shape(opened.module, dtype, most, keyword),)
     if keyword is not None and len(shapes) == 1:
         return Example.keyword(keyword, shapes[0], dtype)
     return Example.positional(shapes, dtype)

@@ -19,9 +19,10 @@ from repconv_cli.checkpoint import WrittenFile, write_chunks, write_safetensors
 from repconv_cli.checkpoint.pt2 import read_program
 from repconv_cli.errors import InputError, OutputError, RepconvError
 from repconv_cli.exported import module_of
-from repconv_cli.graph.export import export, quiet
+from repconv_cli.graph.export import export
 from repconv_cli.graph.inputs import Example
 from repconv_cli.graph.interpret import run_program
+from repconv_cli.graph.kept import quiet
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.onnx.library import require

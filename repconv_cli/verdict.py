@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from repconv_cli.graph.choices import count_choices, run_choosing
-from repconv_cli.graph.interpret import run_program
+from repconv_cli.graph.interpret import run_program, running
 from repconv_cli.graph.program import InputInfo, Program
 from repconv_cli.options import Limits
 from repconv_cli.results import Verification
@@ -40,6 +40,7 @@ class _Tally:
     float64: float = 0.0
     top1_same: int = 0
     top1_all: int = 0
+    has_floats: bool = False
     is_bad: bool = False
 
 
@@ -130,8 +131,10 @@ def _runs(
     original: Program, original_model: Model, fused: Program, fused_model: Model, leaves: tuple[Tensor, ...]
 ) -> Outputs:
     args, kwargs = _call(original, leaves)
+    with running("the model"):
+        expected = _tensors(original_model(*args, **kwargs))
     return Outputs(
-        _tensors(original_model(*args, **kwargs)),
+        expected,
         _tensors(fused_model(*args, **kwargs)),
         _tensors(run_program(original, leaves)[0]),
         _tensors(run_program(fused, leaves)[0]),
@@ -177,7 +180,7 @@ def _add_sample(tally: _Tally, runs: Outputs, limits: Limits) -> None:
 def _add_output(
     tally: _Tally, reference: Tensor, value: Tensor, double: Tensor, double_fused: Tensor, limits: Limits
 ) -> None:
-    dtype = reference.dtype
+    dtype, tally.has_floats = reference.dtype, True
     difference = (value.double() - reference.double()).abs()
     if not _same_finiteness(reference, value):
         tally.is_bad = True
@@ -220,6 +223,7 @@ def _same_finiteness(reference: Tensor, value: Tensor) -> bool:
 
 def _verdict(tally: _Tally, per_sample: tuple[dict[str, float], ...]) -> Verification:
     is_judged = tally.values > 0 or tally.is_bad
+    reason = "the model's outputs are all NaN or infinite" if tally.has_floats else "the model gives no floating output"
     verdict = "fail" if tally.is_bad else ("pass" if is_judged else "partial")
     return Verification(
         verdict=verdict,
@@ -233,5 +237,5 @@ def _verdict(tally: _Tally, per_sample: tuple[dict[str, float], ...]) -> Verific
         top1=tally.top1_same / tally.top1_all if tally.top1_all else None,
         float64=tally.float64 if is_judged else None,
         per_sample=per_sample,
-        not_checked=() if is_judged else ("the model gives no floating output",),
+        not_checked=() if is_judged else (reason,),
     )

@@ -194,11 +194,15 @@ def undocumented(tree: ast.Module) -> list[str]:
     return found
 
 
-CALLS = {"eval", "exec", "compile", "__import__", "sympify", "parse_expr", "Unpickler"}
+CALLS = {"eval", "exec", "compile", "__import__", "sympify", "parse_expr", "Unpickler", "find_class"}
 ATTRIBUTES = {
     ("jit", "load"), ("export", "load"), ("pickle", "load"), ("pickle", "loads"), ("torch", "load"),
-    ("dill", "load"), ("joblib", "load"), ("marshal", "loads"), ("os", "system"),
+    ("dill", "load"), ("joblib", "load"), ("marshal", "loads"), ("os", "system"), ("os", "popen"),
+    ("serialization", "load"),
 }  # fmt: skip
+# Keywords that only a loader of pickles has, and names that only one has after ``from torch import``.
+KEYWORDS = {"weights_only", "allow_pickle", "pickle_module"}
+LOADERS = {("torch", "load"), ("torch.jit", "load"), ("torch.export", "load"), ("torch.serialization", "load")}
 RUNNERS = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "subprocess", "runpy", "sympy", "joblib"}
 
 
@@ -210,10 +214,14 @@ def runs_code(tree: ast.AST) -> list[str]:
             found.append(node.id)
         if isinstance(node, ast.Attribute):
             owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
-            if (owner, node.attr) in ATTRIBUTES:
+            # A module's own eval() and a regular expression's compile() run nothing.
+            is_call = node.attr in CALLS and (owner == "builtins" or node.attr not in ("eval", "compile"))
+            if (owner, node.attr) in ATTRIBUTES or is_call:
                 found.append(f"{owner}.{node.attr}")
-        if isinstance(node, ast.keyword) and node.arg == "weights_only":
-            found.append("weights_only")
+        if isinstance(node, ast.keyword) and node.arg in KEYWORDS and ast.unparse(node) != "allow_pickle=False":
+            found.append(node.arg)
+        if isinstance(node, ast.ImportFrom):
+            found += [alias.name for alias in node.names if (node.module, alias.name) in LOADERS]
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             found += [name for name in imports_of(node) if name.split(".")[0] in RUNNERS]
     return found
@@ -228,11 +236,23 @@ def test_nothing_in_the_package_can_run_what_a_file_says(module: str) -> None:
     "text",
     [
         "eval(t)", "exec(t)", "x = eval", "import pickle", "from pickle import loads", "pickle.load(f)",
-        "torch.load(p, weights_only=False)", "torch.jit.load(p)", "torch.export.load(p)",
+        "torch.load(p, weights_only=False)", "torch.jit.load(p)", "torch.export.load(p)", "load(p, weights_only=True)",
+        "from torch import load", "from torch.jit import load as f", "torch.serialization.load(p)", "builtins.eval(t)",
+        "numpy.load(p, allow_pickle=True)", "sympy.sympify(t)", "from sympy import sympify", "import sympy as s",
     ],
 )  # fmt: skip
 def test_the_check_above_finds_each_way_to_run_code(text: str) -> None:
     assert runs_code(ast.parse(text)) != []
+
+
+# The only places that import what has a name at run time: classes of admitted packages, and what --arch names.
+IMPORT_BY_NAME = {f"repconv_cli.checkpoint.{name}" for name in ("rebuild", "architectures", "importing")}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in IMPORT_BY_NAME | {"repconv_cli"}])
+def test_nothing_else_imports_by_a_name_that_it_computes(module: str) -> None:
+    dynamic = {"import_module", "exec_module", "spec_from_file_location", "run_path", "run_module"}
+    assert dynamic.isdisjoint(node.attr for node in ast.walk(TREES[module]) if isinstance(node, ast.Attribute))
 
 
 def test_the_checks_above_find_a_wrong_import_and_a_missing_docstring() -> None:

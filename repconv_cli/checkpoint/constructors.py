@@ -24,6 +24,9 @@ MOST_AXES = 25
 MOST_EXPANDED = 1 << 22
 """Elements that all expanded tensors of a file may have together beyond what their storages hold."""
 
+MOST_ARGUMENTS = 2_000_000
+"""Items and characters in the arguments of all calls of a file together: a pickle can hand one list to each of them."""
+
 _DEVICE = re.compile(r"[a-z]{1,16}(:\d{1,3})?")
 
 
@@ -40,6 +43,7 @@ class Constructors:
         self._trusted = tuple(trusted)
         self._available_bytes = available_bytes
         self._expanded_left = MOST_EXPANDED
+        self._arguments_left = MOST_ARGUMENTS
 
     def named(self, name: GlobalName) -> object:
         """Return what a name stands for: itself if it is admitted, a torch value, or a refusal's placeholder."""
@@ -65,6 +69,11 @@ class Constructors:
         if isinstance(function, GlobalName):
             call = _CALLS.get((function.module, function.name))
             if call is not None:
+                self._arguments_left -= _extent(arguments) + sum(_extent(argument) for argument in arguments)
+                if self._arguments_left < 0:
+                    raise InputError(
+                        "its pickle calls functions with too many values in all", needed=f"at most {MOST_ARGUMENTS}"
+                    )
                 return call(self, arguments)
             return self._refuse(function.path, "called with the file's arguments")
         return self._refuse(_title(function), "called with the file's arguments")
@@ -258,6 +267,12 @@ def _storage_dtype(name: GlobalName) -> str | None:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _extent(value: object) -> int:
+    """Return how many parts a value has that a call may have to look at."""
+    inner = value.value if isinstance(value, TorchValue) else value
+    return len(inner) if isinstance(inner, (str, bytes, list, tuple, dict)) else 1
 
 
 def _counts(value: object) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefixes: Sequen
     sentences to tell of what was not one to one.
 
     Raises:
-        InputError: naming what is missing, unexpected or of another shape.
+        InputError: naming what is missing, unexpected, or of another shape or kind of number.
     """
     notes: list[str] = []
     own = module.state_dict()
@@ -35,10 +35,19 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefixes: Sequen
     wrong = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
     if wrong:
         raise _wrong_shape(module, own, tensors, wrong)
+    _require_floats(own, tensors)
     module.to(dtype=_weight_dtype(tensors))
     notes += _load_unsaved(module, own, tensors)
     module.load_state_dict({key: tensors[key] for key in own if key in tensors}, strict=False)
     return tuple(notes)
+
+
+def _require_floats(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    # torch would convert them, and drop what the other type cannot hold.
+    for key in own:
+        if key in tensors and own[key].is_floating_point() and not tensors[key].is_floating_point():
+            found = f"tensor {quoted(key)} holds {str(tensors[key].dtype).removeprefix('torch.')} numbers"
+            raise InputError(found, needed="floating-point numbers for this architecture")
 
 
 def _with_names_of(

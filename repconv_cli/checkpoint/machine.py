@@ -11,6 +11,8 @@ from repconv_cli.checkpoint.records import RECORDS, Foreign, GlobalName
 from repconv_cli.errors import InputError, UnsafeFileError
 
 _MARK = object()
+_LONGEST_KEY = 25
+"""Parts of a tuple that is a key."""
 
 
 class Machine:
@@ -209,9 +211,14 @@ def _integer(value: object) -> int:
 
 
 def _key(value: object) -> object:
-    """Return ``value`` if hashing it is cheap: nested tuples could make it exponential. Records hash by identity."""
+    """Return ``value`` if hashing and showing it are cheap: nested tuples could make them exponential.
+
+    Records hash by identity.
+    """
     parts = value if isinstance(value, tuple) else (value,)
-    if not all(part is None or isinstance(part, (str, bytes, int, float, bool, *RECORDS)) for part in parts):
+    if len(parts) > _LONGEST_KEY or not all(
+        part is None or isinstance(part, (str, bytes, int, float, bool, *RECORDS)) for part in parts
+    ):
         raise InputError("its pickle uses something else than plain text or numbers as a key")
     return value
 

@@ -20,10 +20,14 @@ from repconv_cli.checkpoint.records import InstanceRecord
 from repconv_cli.errors import DamagedFileError, InputError, RepconvError, UnsafeFileError
 
 MOST_PICKLE_BYTES = 64 << 20
-MOST_OPCODES = 2_000_000
+MOST_OPCODES = 1_000_000
+"""Steps in all pickles of a file; weights take about 35 for each tensor."""
+
 MOST_TEXT = 1 << 20
 """Characters in one string, bytes in one bytes value, digits in one number."""
 
+# An empty set takes as much memory as four lists, and a name as much time as four of other steps.
+_WEIGHT = {"EMPTY_SET": 4, "FROZENSET": 4, "GLOBAL": 4, "STACK_GLOBAL": 4}
 _SAVE_AGAIN = "Save model.state_dict() instead, and give --arch file.py:callable."
 
 
@@ -116,7 +120,7 @@ class PickleReader:
 
     def _run(self, machine: Machine, source: _Bounded) -> object:
         for opcode, argument, _ in pickletools.genops(cast(IO[bytes], source)):
-            self._opcodes_left -= 1
+            self._opcodes_left -= _WEIGHT.get(opcode.name, 1)
             if self._opcodes_left < 0:
                 raise InputError(f"its pickle has more than {MOST_OPCODES} steps")
             if isinstance(argument, (str, bytes, bytearray)) and len(argument) > MOST_TEXT:

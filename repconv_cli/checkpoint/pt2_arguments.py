@@ -12,6 +12,7 @@ import msgspec
 from repconv_cli.checkpoint import pt2_schema as schema
 from repconv_cli.checkpoint.program import FreeSize, TorchConstant, ValueRef, ValueShape
 from repconv_cli.checkpoint.quoting import quoted
+from repconv_cli.checkpoint.reading import require_few_parts
 from repconv_cli.checkpoint.shapes import SizeExpression, parse
 from repconv_cli.errors import DamagedFileError, InputError
 
@@ -163,8 +164,10 @@ def decoded(text: bytes, kind: type[Any], what: str) -> Any:
     """Return JSON as a record of the schema.
 
     Raises:
-        InputError: it is not JSON, or has a field, a type or a kind that the schema does not have, which is named.
+        InputError: it is not JSON, is too large, or has a field, a type or a kind that the schema does not have; it
+            is named.
     """
+    require_few_parts(text, what)
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

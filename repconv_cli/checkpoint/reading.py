@@ -7,7 +7,22 @@ import os
 import sys
 from typing import TYPE_CHECKING, BinaryIO
 
-from repconv_cli.errors import DamagedFileError
+from repconv_cli.errors import DamagedFileError, InputError
+
+MOST_PARTS = 500_000
+"""Objects and lists in a JSON text: each takes up to 250 bytes of memory, and two of the text."""
+
+
+def require_few_parts(text: bytes, what: str) -> None:
+    """Check that JSON takes little memory once decoded; ``what`` names it in the error.
+
+    Raises:
+        InputError: it holds more objects and lists than any model needs.
+    """
+    parts = text.count(b"{") + text.count(b"[")
+    if parts > MOST_PARTS:
+        raise InputError(f"{what} has {parts} parts", needed=f"at most {MOST_PARTS}")
+
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -32,6 +32,16 @@ from repconv_cli.errors import DamagedFileError, InputError, UnsafeFileError
 DEEPEST = 200
 """Levels of nesting; each level of modules takes three."""
 
+MOST_WRITTEN_OUT = 4_000_000
+"""Values in a list, tuple or dict, counted as often as they occur: lists that hold the one below twice double each
+time, and whoever shows or compares such a list never ends."""
+
+FEW_PATHS, MOST_USES = 2_000, 64
+"""So many places may modules have in one another, and so many more for each module: one may be used in several."""
+
+FEW_ATTRIBUTES = 50_000
+"""Values that modules may have in lists and tuples, and 64 more for each module: an export looks at all of them."""
+
 ReadStorage = Callable[[StorageRecord], torch.Tensor]
 """Returns a storage's bytes as ``uint8``, exactly as many as it has, or raises."""
 
@@ -49,6 +59,8 @@ class Rebuilder:
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._made: dict[int, object] = {}
         self._open: set[int] = set()
+        self._written_out: dict[int, int] = {}
+        self._modules = self._attributes = 0
         self._classes: dict[tuple[str, str], type[nn.Module]] = {}
         self.unread: dict[str, None] = {}
 
@@ -73,7 +85,30 @@ class Rebuilder:
         value = self._make(record, depth + 1)
         self._open.discard(key)
         self._made[key] = value
+        self._written_out[key] = self._count(record)
         return value
+
+    def _count(self, record: object) -> int:
+        """Return how many values a record comes to, shared ones counted each time; of a module, the modules in it."""
+        parts = _parts(record)
+        count = 1 + sum(self._written_out.get(id(part), 1) for part in parts)
+        if isinstance(record, InstanceRecord) and is_module_like(record):
+            self._count_module(record, count)
+        if count > MOST_WRITTEN_OUT:
+            raise DamagedFileError(f"its pickle repeats values so often that they come to more than {MOST_WRITTEN_OUT}")
+        return count
+
+    def _count_module(self, record: InstanceRecord, places: int) -> None:
+        self._modules += 1
+        tables = ("_modules", "_parameters", "_buffers")
+        plain = [value for name, value in _state(record).items() if name not in tables]
+        self._attributes += sum(
+            self._written_out.get(id(value), 1) for value in plain if isinstance(value, (list, tuple, dict))
+        )
+        if places > FEW_PATHS + MOST_USES * self._modules:
+            raise DamagedFileError(f"its {self._modules} modules hold one another in {places} places")
+        if self._attributes > FEW_ATTRIBUTES + MOST_USES * self._modules:
+            raise DamagedFileError(f"its {self._modules} modules have {self._attributes} values in lists")
 
     def _make(self, record: object, depth: int) -> object:
         if isinstance(record, TensorRecord):
@@ -133,6 +168,20 @@ class Rebuilder:
         if key not in self._classes:
             self._classes[key] = find_module_class(name, self._trusted)
         return self._classes[key]
+
+
+def _state(record: InstanceRecord) -> dict[object, object]:
+    assert record.state is not None
+    return record.state
+
+
+def _parts(record: object) -> Iterable[object]:
+    if isinstance(record, InstanceRecord):
+        modules = (record.state or {}).get("_modules")
+        return modules.values() if isinstance(modules, dict) else ()
+    if isinstance(record, dict):
+        return record.values()
+    return record if isinstance(record, (list, tuple)) else ()
 
 
 def find_module_class(name: GlobalName, trusted: Sequence[str] = ()) -> type[nn.Module]:

@@ -1,7 +1,8 @@
 """What a pickle says, as inert records: nothing in them has been looked up, made or called.
 
 Plain values (``dict``, ``list``, ``tuple``, ``set``, text, bytes, numbers, ``None``) stand for themselves.
-Records compare by identity, because a pickle may use one object in several places.
+Records compare by identity, because a pickle may use one object in several places. They have slots, because a
+pickle may make a million of them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class GlobalName:
     """A class or function that the pickle names."""
 
@@ -22,7 +23,7 @@ class GlobalName:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class InstanceRecord:
     """An object made empty, and the state it is to be given; ``None`` until the pickle gives one.
 
@@ -34,7 +35,7 @@ class InstanceRecord:
     has_odd_state: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class StorageRecord:
     """A run of elements kept elsewhere in the file under ``key``."""
 
@@ -43,7 +44,7 @@ class StorageRecord:
     nbytes: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TensorRecord:
     """A view of a storage; ``offset`` and ``stride`` count elements of ``dtype``."""
 
@@ -55,7 +56,7 @@ class TensorRecord:
     requires_grad: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ParameterRecord:
     """A tensor that a module lists among its parameters."""
 
@@ -63,7 +64,7 @@ class ParameterRecord:
     requires_grad: bool
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TorchValue:
     """A value of torch that is not a tensor: ``kind`` is ``dtype``, ``device``, ``size`` or ``function``."""
 
@@ -71,7 +72,7 @@ class TorchValue:
     value: object
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Foreign:
     """Stands for whatever a name that is not admitted would have made: what it was given is not kept.
 

@@ -118,7 +118,11 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    if plain.stride() != (1,):
+        # One element counts as contiguous whatever its stride.
+        plain = plain.clone(memory_format=torch.contiguous_format)
+    return plain.view(torch.uint8)
 
 
 def _is_same(read_back: torch.Tensor, written: torch.Tensor) -> bool:

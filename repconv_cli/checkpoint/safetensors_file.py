@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from repconv_cli.checkpoint.quoting import quoted
-from repconv_cli.checkpoint.reading import FileBytes
+from repconv_cli.checkpoint.reading import FileBytes, require_few_parts
 from repconv_cli.errors import DamagedFileError, InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read_header(handle: BinaryIO) -> Header:
     Raises:
         DamagedFileError: the header is cut short, is not what the format prescribes, or claims other bytes than
             the file has: every byte belongs to exactly one tensor.
-        InputError: a tensor has a dtype that is not read here.
+        InputError: a tensor has a dtype that is not read here, or there are too many of them.
     """
     size = handle.seek(0, os.SEEK_END)
     handle.seek(0)
@@ -90,6 +90,7 @@ def read_tensors(file: FileBytes, header: Header) -> dict[str, torch.Tensor]:
 
 
 def _parsed(text: bytes) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    require_few_parts(text, "its header")
     try:
         pairs = json.loads(text, object_pairs_hook=_without_repeats)
         if not isinstance(pairs, dict):

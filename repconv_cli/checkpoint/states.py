@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.records import Foreign, InstanceRecord, ParameterRecord, TensorRecord
 from repconv_cli.errors import DamagedFileError, UnsafeFileError
@@ -12,6 +14,31 @@ _TABLES = ("_modules", "_parameters", "_buffers")
 
 # Attributes of torch.nn.Module that decide what runs when the module is called.
 _CALLED = frozenset(["forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl", "_slow_forward", "_apply"])
+
+
+_TABLES = ("_modules", "_parameters", "_buffers")
+
+
+def check_states(instances: Sequence[InstanceRecord]) -> None:
+    """Check the state of every module in a pickle.
+
+    Raises:
+        UnsafeFileError: as :func:`check_state`.
+        DamagedFileError: as :func:`check_state`; or two modules share a state or a table in it, which no module does,
+            and which would be read as often as there are modules.
+    """
+    states = [instance.state for instance in instances if instance.state is not None]
+    _require_distinct("state", states)
+    for table in _TABLES:
+        _require_distinct(f"table of {table[1:]}", [state.get(table) for state in states])
+    for instance in instances:
+        check_state(instance)
+
+
+def _require_distinct(what: str, values: Sequence[object]) -> None:
+    places = [id(value) for value in values if isinstance(value, dict)]
+    if len(set(places)) != len(places):
+        raise DamagedFileError(f"two of its modules share one {what}")
 
 
 def check_state(instance: InstanceRecord) -> None:
@@ -39,8 +66,17 @@ def check_state(instance: InstanceRecord) -> None:
     _check_table(kind, state, "_modules", (InstanceRecord,))
     _check_table(kind, state, "_parameters", (ParameterRecord, TensorRecord))
     _check_table(kind, state, "_buffers", (ParameterRecord, TensorRecord))
+    if instance.kind.module == "torch.nn.modules.rnn" and not _is_borne_out(state.get("num_layers", 1), state):
+        raise DamagedFileError(f"a {kind} claims {quoted(state['num_layers'])} layers, and has no weights for them")
     if not isinstance(state.get("training", True), bool):
         raise DamagedFileError(f"a {kind} has a training flag that is neither true nor false")
+
+
+def _is_borne_out(layers: object, state: dict[object, object]) -> bool:
+    """Whether a recurrent module has a parameter or more for each layer: it makes a table of that length at load."""
+    parameters = state["_parameters"]
+    assert isinstance(parameters, dict)
+    return isinstance(layers, int) and layers <= max(1, len(parameters))
 
 
 def instances_in(root: InstanceRecord) -> list[InstanceRecord]:
@@ -89,7 +125,7 @@ def _check_table(kind: str, state: dict[object, object], table: str, allowed: tu
     if not isinstance(entries, dict):
         raise DamagedFileError(f"a {kind} has no table of {table[1:]}, so it is not a module")
     for name, value in entries.items():
-        if not isinstance(name, str) or not name or "." in name:
+        if not isinstance(name, str) or not name or "." in name or not name.isprintable():
             raise DamagedFileError(f"a {kind} has an entry with an unusable name in its {table[1:]}: {quoted(name)}")
         if value is not None and not isinstance(value, allowed):
             raise DamagedFileError(f"{quoted(name)} in the {table[1:]} of a {kind} is of another type")

@@ -18,7 +18,7 @@ from repconv_cli.checkpoint.pickles import MOST_PICKLE_BYTES, PickleReader
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.reading import FileBytes
 from repconv_cli.checkpoint.records import InstanceRecord, StorageRecord
-from repconv_cli.checkpoint.states import check_state, has_foreign_part, instances_in
+from repconv_cli.checkpoint.states import check_states, has_foreign_part, instances_in
 from repconv_cli.checkpoint.wrappers import Unwrapped, unwrap
 from repconv_cli.errors import DamagedFileError, InputError
 
@@ -57,8 +57,7 @@ class SavedRecords:
             parts = instances_in(inside.content)
             if any(has_foreign_part(part) for part in parts):
                 self.reader.refuse_foreign()
-            for part in parts:
-                check_state(part)
+            check_states(parts)
         return inside
 
 

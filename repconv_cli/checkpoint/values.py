@@ -15,11 +15,18 @@ _RELEASED_AFTER_BYTES = 32 << 20
 
 
 def check_module(module: nn.Module) -> None:
-    """Check every parameter and buffer of a module.
+    """Check that a module can list its parts, and every parameter and buffer of it.
 
     Raises:
-        InputError: one is not an ordinary dense tensor, or holds NaN or infinity.
+        DamagedFileError: one of its parts lacks what every module has, as only a file can have it.
+        InputError: a tensor is not an ordinary dense one, or holds NaN or infinity.
     """
+    try:
+        for part in module.modules():
+            _ = part.training
+        module.state_dict()
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise DamagedFileError(f"its modules lack what every module has ({type(error).__name__})") from None
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         _check_tensor(name, tensor.detach())
 

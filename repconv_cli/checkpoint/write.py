@@ -57,7 +57,7 @@ def check_output(path: str | Path, *, force: bool, source: str | Path | None = N
     try:
         target = Path(os.path.realpath(named))
         folder = os.stat(target.parent)
-        existing = os.lstat(target) if os.path.lexists(target) else None
+        existing = _status(target)
         if source is not None and existing is not None and _is_file(source, existing):
             raise OutputError("the output is the input", where=shown, hint="Choose another name.")
     except (OSError, ValueError) as error:
@@ -136,6 +136,14 @@ def write_chunks(
     except RepconvError as error:
         raise error.at(shown) from None
     return WrittenFile(target, digest, size, mode)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    # Unlike ``os.path.lexists``, this does not take a name that is too long for one that is free.
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
 
 
 def write_text(path: str | Path, text: str, *, force: bool, source: str | Path | None = None) -> None:

@@ -17,7 +17,9 @@ from repconv_cli.results import Result
 @with_groups
 def fuse(
     source: Source,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors, .onnx or .pt2.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The file to write: .safetensors, .onnx or .pt2.", readable=False)
+    ],
     opening: Opening,
     choosing: Choosing,
     judging: Judging,

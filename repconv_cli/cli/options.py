@@ -14,11 +14,13 @@ import typer
 from repconv_cli.errors import InputError
 from repconv_cli.options import MAX_RATIO, Limits, Options
 
+# What cannot be read is told by the reader, in one line: typer takes three, with the name as it is.
 Source = Annotated[
     Path,
     typer.Argument(
         metavar="SOURCE",
         help="A checkpoint: saved module, .pt2 program, hub folder, ONNX model, or weights with --arch.",
+        readable=False,
     ),
 ]
 

@@ -17,7 +17,7 @@ from repconv_cli.results import Result
 @with_groups
 def verify(
     source: Source,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A file that fuse wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A file that fuse wrote.", readable=False)],
     opening: Opening,
     judging: Judging,
     showing: Showing,

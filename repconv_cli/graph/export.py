@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,24 +21,6 @@ from repconv_cli.graph.guards import Bounds, Conditions, conditions
 from repconv_cli.graph.kept import in_eval_mode
 
 _MOST_SECONDS = 60
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch's export chatter off stderr: its failures reach the user as one error of ours."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch.fx.experimental")
-    ]
-    levels = [log.level for log in loggers]
-    for log in loggers:
-        log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, level in zip(loggers, levels, strict=True):
-            log.setLevel(level)
 
 
 def export(

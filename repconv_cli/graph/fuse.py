@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repconv_cli.errors import UnprovenError
+from repconv_cli.errors import InputError, UnprovenError
 from repconv_cli.graph.certificate import Certificate, certify
-from repconv_cli.graph.interpret import run_side_by_side
+from repconv_cli.graph.interpret import run_side_by_side, running
 from repconv_cli.graph.plan import Block, Plan, make_plan
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rewrite import Fusion, fuse_block, rewrite
@@ -71,7 +71,10 @@ class _Workshop:
             raise _BlockUnprovenError(fusion.block, failure.found) from failure
         constants.forget()
         self.unread.update(made)
-        self.tensors.update((key, tensor.to(self.dtype) if self.dtype else tensor) for key, tensor in made.items())
+        for key, tensor in made.items():
+            cast = self.tensors[key] = tensor.to(self.dtype) if self.dtype else tensor
+            if not bool(torch.isfinite(cast).all()):
+                raise _BlockUnprovenError(fusion.block, f"{key} has values that {_name(cast.dtype)} cannot hold")
 
     def constant(self, key: str) -> Tensor:
         """Return a constant that is stored from now on."""
@@ -110,8 +113,9 @@ def fuse_program(
     all; None keeps them in float64. Raises :class:`UnprovenError` if the whole model in float64 shows a difference.
     """
     samples = list(inputs)
-    with torch.no_grad():
+    with torch.no_grad(), running("the model"):
         expected = run_side_by_side(program, samples, lambda key: program.tensors[key])
+    _require_finite(expected)
     unproven: dict[tuple[str, str], str] = {}
     while True:
         plan = make_plan(program, only, unproven, is_worth)
@@ -128,6 +132,13 @@ def fuse_program(
                 hint="Nothing was written. Please report this model.",
             )
         return replace(fused, float64_error=error)
+
+
+def _require_finite(outputs: list[list[Any]]) -> None:
+    """Raise :class:`InputError` where no output of the model has a finite value: nothing could be compared."""
+    values = [value for row in outputs for value in row if isinstance(value, Tensor) and value.is_floating_point()]
+    if sum(value.numel() for value in values) and not any(bool(torch.isfinite(value).any()) for value in values):
+        raise InputError("every value that the model gives is NaN or infinite", needed="weights that give numbers")
 
 
 def _execute(
@@ -157,6 +168,10 @@ def _execute(
     own = plan.program.tensors
     tensors = {key: workshop.tensors[key] if key in workshop.tensors else own[key] for key in read}
     return Fused(plan, fusions, certificates, replace(fused, tensors=tensors), 0.0), found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _sensitivity(program: Program, samples: list[tuple[Tensor, ...]], expected: list[list[Any]]) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError
-from repconv_cli.graph.kept import in_eval_mode
+from repconv_cli.graph.allowance import largest_tensor, require_within
 from repconv_cli.graph.program import LEAF, InputInfo, Structure
 
 # Sizes that published models take, the usual one first; one channel is most often a digit or a spectrogram.
@@ -77,45 +77,46 @@ def _noise(info: InputInfo, generator: torch.Generator) -> Tensor:
     return torch.ones(info.example, dtype=info.dtype)
 
 
-def guess_shape(module: nn.Module, dtype: torch.dtype, keyword: str | None = None) -> tuple[int, ...]:
+def guess_shape(module: nn.Module, dtype: torch.dtype, most: int, keyword: str | None = None) -> tuple[int, ...]:
     """Return an input shape that ``module`` takes, from its first layer; raise :class:`InputError` if none fits.
 
-    Candidates are tried on fake tensors, given by ``keyword`` if that is set: shapes are computed, no numbers.
+    It is given by ``keyword`` if that is set. No tensor that the module makes of it has more than ``most`` elements.
     """
     first = next(
         (m for m in module.modules() if isinstance(m, (_ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm))), None
     )
     candidates = _candidates(first)
+    found = 0
     for shape in candidates:
-        if _takes(module, shape, dtype, keyword):
+        largest = largest_tensor(module, shape, dtype, keyword)
+        if largest is not None and max(largest, math.prod(shape)) <= most:
             return shape
+        found = max(found, largest or 0)
+    if found:
+        require_within("the model", found, most)
     tried = f"tried {', '.join('×'.join(map(str, s)) for s in candidates[:4])} …" if candidates else "no layer tells it"
     raise InputError(f"the input shape cannot be guessed ({tried})", hint="Give it, such as --input 1,3,224,224.")
 
 
 def _candidates(first: nn.Module | None) -> list[tuple[int, ...]]:
+    channels = _channels(first)
+    if channels is None:
+        return []
     if isinstance(first, _ConvNd):
-        channels = first.in_channels
         sizes = _SIZES_GRAY if channels == 1 else _SIZES_COLOUR
-        dims = len(first.kernel_size)
+        dims = first.weight.ndim - 2 if isinstance(first.weight, Tensor) else 2
         if dims == 1:
             return [(2, channels, length) for length in _LENGTHS]
         if dims == 2:
             return [(2, channels, size, size) for size in sizes]
         return [(2, channels, depth, size, size) for depth, size in ((16, 112), (8, 64), (8, 32), (4, 16))]
     if isinstance(first, nn.Linear):
-        return [(2, first.in_features), (2, 16, first.in_features)]
-    if first is not None:
-        channels = int(first.num_features)  # type: ignore[arg-type]
-        return [(2, channels, size, size) for size in (32, 224, 8)] + [(2, channels), (2, channels, 64)]
-    return []
+        return [(2, channels), (2, 16, channels)]
+    return [(2, channels, size, size) for size in (32, 224, 8)] + [(2, channels), (2, channels, 64)]
 
 
-def _takes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, keyword: str | None) -> bool:
-    try:
-        with in_eval_mode(module), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            value = torch.empty(shape, dtype=dtype)
-            module(value) if keyword is None else module(**{keyword: value})
-    except Exception:  # noqa: BLE001 - a forward may reject a shape in any way
-        return False
-    return True
+def _channels(first: nn.Module | None) -> int | None:
+    """Return how many channels a layer takes; None where it does not say so with a number, as a file may have it."""
+    name = "in_channels" if isinstance(first, _ConvNd) else "in_features" if isinstance(first, nn.Linear) else None
+    found = getattr(first, name or "num_features", None)
+    return found if isinstance(found, int) else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -10,11 +11,27 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from repconv_cli.errors import InputError
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.sizes import Sizes, other_sizes
 
 _DOUBLED = {torch.float16, torch.bfloat16, torch.float32}
 Fetch = Callable[[fx.Node], Any]
+
+
+@contextmanager
+def running(what: str) -> Iterator[None]:
+    """Give what an operator raises as an error in the input: shapes were checked, values and dtypes were not.
+
+    Raises:
+        InputError: an operator does not take what ``what`` hands it, or there is no memory for it.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+        reason = "".join(c for c in lines[0] if c.isprintable())[:200]
+        raise InputError(f"{what} cannot be run ({type(error).__name__}: {reason})") from error
 
 
 def to_double(value: Any) -> Any:

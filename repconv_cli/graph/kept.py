@@ -1,7 +1,9 @@
-"""A module borrowed: run in eval mode, and given back as it was."""
+"""A module borrowed: run in eval mode and in silence, and given back as it was."""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,3 +25,19 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
         for part, attributes in before:
             part.__dict__.clear()
             part.__dict__.update(attributes)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show no warning and no log record: what fails reaches the user as one error of ours.
+
+    torch logs a traceback for each operator that it tries in vain.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

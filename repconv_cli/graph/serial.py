@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from repconv_cli.errors import InputError
-from repconv_cli.graph.operators import draws_random, find_operator, operator_name, writes_statistics
+from repconv_cli.graph.calls import checked_call
+from repconv_cli.graph.operators import find_operator, operator_name
 from repconv_cli.graph.program import InputInfo, Program, Structure
 
 GRAPH_VERSION = 1
@@ -160,7 +160,7 @@ def from_json(text: str, tensors: dict[str, Tensor]) -> Program:
     try:
         spec = msgspec.json.decode(text, type=GraphSpec)
     except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
-        raise InputError(f"its graph is not valid: {error}") from error
+        raise InputError(f"its graph is not valid: {str(error)[:200]}") from error
     if spec.version != GRAPH_VERSION:
         raise InputError(
             f"its graph has version {spec.version}", needed=f"version {GRAPH_VERSION}", hint="Use a newer repconv."
@@ -202,26 +202,10 @@ def _build(spec: GraphSpec, tensors: dict[str, Tensor]) -> tuple[fx.Graph, list[
             target = find_operator(node.op)
             args = tuple(_decode(arg, built) for arg in node.args)
             kwargs = {name: _decode(arg, built) for name, arg in node.kwargs.items()}
-            check_call(target, args, kwargs)
-            built.append(graph.call_function(target, args, kwargs))
+            built.append(checked_call(graph, target, args, kwargs))
     if taken != len(spec.inputs):
         raise InputError(f"its graph has {taken} input nodes and lists {len(spec.inputs)} inputs")
     return graph, [_decode(result, built) for result in spec.results]
-
-
-def check_call(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise :class:`InputError` unless the argument names and their number are those of the operator's schema."""
-    if not isinstance(target, torch._ops.OpOverload):
-        if kwargs or not 1 <= len(args) <= 2:
-            raise InputError(f"its graph calls {target.__name__} with other arguments than two")
-        return
-    names = [argument.name for argument in target._schema.arguments]
-    if len(args) > len(names) or not set(kwargs) <= set(names):
-        raise InputError(f"its graph calls {target} with arguments that it does not take")
-    if draws_random(target, args, kwargs):
-        raise InputError(f"its graph draws random numbers with {target}")
-    if writes_statistics(target, args, kwargs):
-        raise InputError(f"its graph calls {target} in training mode, which would change the statistics in the file")
 
 
 def _decode(value: Any, built: list[fx.Node], depth: int = 0) -> Any:
@@ -245,7 +229,8 @@ def _decode(value: Any, built: list[fx.Node], depth: int = 0) -> Any:
     if kind in tables and isinstance(content, str) and content in tables[kind]:
         return tables[kind][content]
     if kind == "device" and content in ("cpu", "cuda", "mps", "xpu"):
-        return torch.device(content)
+        # Everything is read onto the CPU, wherever the model was.
+        return torch.device("cpu")
     raise InputError(f"its graph has an argument {str(value)[:80]!r} of unknown form")
 
 

@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError
+from repconv_cli.graph.kept import quiet
 from repconv_cli.graph.program import Program
 
 # These give a view or one number of what they are given, at no cost.
@@ -48,13 +49,13 @@ def other_sizes(program: Program) -> Iterator[Sizes]:
         ]
         if shapes == [info.example for info in program.inputs]:
             return
-        found = _propagate(program, shapes)
+        found = propagate(program, shapes)
         if found is not None:
             yield found
 
 
-def _propagate(program: Program, inputs: list[tuple[int, ...]]) -> Sizes | None:
-    """Return all sizes for inputs of these shapes, None where an operator does not take them."""
+def propagate(program: Program, inputs: list[tuple[int, ...]]) -> Sizes | None:
+    """Return all sizes for ``inputs`` of these shapes, None where an operator does not take them."""
     values: dict[fx.Node, Any] = {}
     try:
         for node, value in fake_values(program, inputs):
@@ -94,7 +95,7 @@ def fake_values(program: Program, inputs: list[tuple[int, ...]]) -> Iterator[tup
     given = iter(zip(inputs, program.inputs, strict=True))
     values: dict[fx.Node, Any] = {}
     known: dict[fx.Node, Tensor] = {}
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with torch.no_grad(), quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 shape, info = next(given)

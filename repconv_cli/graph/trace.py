@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from repconv_cli.errors import TraceError
-from repconv_cli.graph.export import export, quiet
+from repconv_cli.graph.export import export
 from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_write, memory_of
 from repconv_cli.graph.guards import Bounds
-from repconv_cli.graph.kept import in_eval_mode
+from repconv_cli.graph.kept import in_eval_mode, quiet
 from repconv_cli.graph.operators import draws_random
 from repconv_cli.graph.program import InputInfo, Program, Structure
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -82,6 +84,86 @@ def test_outputs_that_differ_are_not_written(small: Path, tmp_path: Path) -> Non
     assert json.loads(done.stdout)["verification"]["passed"] is False
     assert json.loads(done.stdout)["output"] is None
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_output_that_is_no_file_is_refused_at_once(small: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none" / "out.safetensors")
+    before = sorted(tmp_path.iterdir())
+    reasons = {
+        tmp_path / "pipe": "it is a pipe, socket or device",
+        tmp_path / "folder": "it is a folder",
+        tmp_path / "nowhere": "it cannot be written (No such file or directory)",
+        tmp_path / "small.pt" / "out.safetensors": "Not a directory",
+        tmp_path / ("n" * 300): "it cannot be written (File name too long)",
+        Path("/dev/null"): "it is a pipe, socket or device",
+    }
+    for out, reason in reasons.items():
+        done = run("fuse", small, out, *INPUT, "--force")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert reason in done.stderr or "is not a folder" in done.stderr
+        assert "Reading" not in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked").chmod(0o555)
+    # An administrator may write there all the same, so the answer is given.
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and Path(path).name != "locked")
+    done = run("fuse", small, tmp_path / "locked" / "out.safetensors", *INPUT)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "locked cannot be written" in done.stderr
+    assert "Reading" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "fuse", "verify"])
+def test_a_file_that_may_not_be_read_is_told_in_one_line(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    locked = tmp_path / "\x1b[31mlocked.pt"
+    small.rename(locked)
+    access, opened = os.access, os.open
+
+    def refuse(path: str, *rest: int, **options: int) -> int:
+        if Path(path) == locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, *rest, **options)
+
+    # An administrator may read it all the same, so the answers are given.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and access(path, mode))
+    monkeypatch.setattr(os, "open", refuse)
+    done = run(command, locked, *([] if command == "inspect" else [tmp_path / "out"]))
+    assert (done.exit_code, done.stdout) == (2, "")
+    (line,) = [line for line in done.stderr.splitlines() if "…" not in line]
+    assert line.startswith("error: ")
+    assert line.endswith("the file cannot be read (Permission denied)")
+    assert "\x1b" not in line
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("earlier", [True, False], ids=["over an earlier output", "new"])
+def test_a_write_that_fails_leaves_what_was_there(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, earlier: bool
+) -> None:
+    out = tmp_path / "out.safetensors"
+    if earlier:
+        out.write_bytes(EARLIER)
+    before = sorted(tmp_path.iterdir())
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("repconv_cli.checkpoint.write._write_chunks", fail)
+    done = run("fuse", small, out, *INPUT, "--force")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == f"error: {out}: it cannot be written ({os.strerror(code)})"
+    assert sorted(tmp_path.iterdir()) == before
+    assert not earlier or out.read_bytes() == EARLIER
 
 
 # The command, which dies just before its last rename.

@@ -221,6 +221,19 @@ def test_a_block_that_cannot_be_proven_is_left_and_says_so(monkeypatch: pytest.M
         assert torch.allclose(in_float64(found.program)(x.double()), module.double()(x.double()), rtol=1e-12)
 
 
+def test_a_block_whose_bias_the_dtype_cannot_hold_is_left_and_says_so() -> None:
+    """Each tensor of the original is small; the fused bias is mean / sqrt(var), beyond float16's 65504."""
+    module = randomised(nn.Sequential(conv_bn(4, 4), nn.ReLU(), conv_bn(4, 2))).half()
+    norm = next(part for part in module.modules() if isinstance(part, nn.BatchNorm2d))
+    with torch.no_grad():
+        norm.running_mean[0], norm.running_var[0], norm.weight[0] = 6e3, 1e-7, 1.0  # type: ignore[index]
+    program = trace(module, tuple(x.half() for x in noise((2, 4, 7, 7))))
+    found = fuse_program(program, random_inputs(program, 1, 0), dtype=torch.float16)
+    assert [block.name for block in found.plan.blocks] == ["2.0"]
+    assert "has values that float16 cannot hold" in found.plan.refusals[0].reason
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in found.program.tensors.values())
+
+
 def test_a_model_that_makes_much_of_the_last_bit_is_judged_by_what_it_makes_of_it() -> None:
     """A gain of forty, three times: rounding alone moves the outputs by more than 1e-11 of their range."""
 
