@@ -53,12 +53,12 @@ def recognise(tensors: Mapping[str, Tensor]) -> Found:
     """
     family = family_of(tensors)
     if family is None:
-        near, missing = nearest_family(tensors)
+        near = nearest_family(tensors)
         seen = ", ".join(f"{quoted(key)} {_shape(tensor)}" for key, tensor in list(tensors.items())[:4])
         raise InputError(
             f"it holds {len(tensors)} tensors and no graph, and its keys are of no known family ({seen}, …)",
-            needed=f"the architecture that they belong to, or a known family (the nearest, {near.name}, has keys like "
-            f"{listed(missing or near.marks, most=3)})",
+            needed="the architecture that they belong to"
+            + (f", or keys of a known family (the nearest: {near.name}, {listed(near.marks)})" if near else ""),
             hint=_ARCH,
         )
     return find_blocks(family, {key: tuple(tensor.shape) for key, tensor in tensors.items()})

@@ -121,7 +121,7 @@ def test_an_unknown_file_gets_what_was_seen_the_nearest_family_and_what_to_do(tm
     message = refused(write(tmp_path / "unknown.safetensors", tensors)).stderr
     assert "5 tensors and no graph" in message
     assert "rbr_dense.0.convolution.weight 4×4×3×3" in message
-    assert "the nearest, YOLOv7, has keys like *.rbr_dense.0.weight" in message
+    assert "(the nearest: YOLOv7, *.rbr_dense.0.weight)" in message
     assert "Give it with --arch file.py:callable" in message
 
 

@@ -10,6 +10,12 @@ from functools import cache
 from repconv_cli.checkpoint.families.parts import Family, Part, leaves
 from repconv_cli.checkpoint.families.table import FAMILIES
 
+# Words that networks of all kinds have in their names.
+_COMMON = {
+    "conv", "conv1", "conv2", "bn", "norm", "norm1", "norm2", "c", "l", "m", "head", "linear", "module", "mlp", "fc1",
+    "act", "gamma", "beta", "identity", "layer_scale", "mixer", "alpha",
+}  # fmt: skip
+
 
 def family_of(names: Iterable[str]) -> Family | None:
     """Return the family whose marks ``names`` bear, in training or in deploy form; None for an unknown one."""
@@ -22,17 +28,16 @@ def family_of(names: Iterable[str]) -> Family | None:
     return None
 
 
-def nearest_family(names: Iterable[str]) -> tuple[Family, tuple[str, ...]]:
-    """Return (the family whose blocks have most of their names in ``names``, the marks that are missing)."""
-    known = list(names)
-    words = {word for name in known for word in name.split(".")}
+def nearest_family(names: Iterable[str]) -> Family | None:
+    """Return the family whose blocks have most of their own words in ``names``; None where none has any."""
+    words = {word for name in names for word in name.split(".")}
 
     def share(family: Family) -> float:
-        own = {word for row in family.rows for leaf in leaves(row.part) for word in _words(leaf)}
+        own = {word for row in family.rows for leaf in leaves(row.part) for word in _words(leaf)} - _COMMON
         return len(own & words) / max(len(own), 1)
 
     best = max(FAMILIES, key=share)
-    return best, tuple(mark for mark in best.marks if not _has(known, mark))
+    return best if share(best) else None
 
 
 @cache
