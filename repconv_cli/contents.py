@@ -9,9 +9,13 @@ import math
 import time
 from pathlib import Path
 
+from repconv_cli.checkpoint.families.find import STATISTICS, FamilyBlock, find_blocks
+from repconv_cli.checkpoint.families.recognise import family_of
+from repconv_cli.checkpoint.families.shapes import fused_shape, outputs_of
+from repconv_cli.checkpoint.families.words import assumptions, branches_of, kind_of, notes
 from repconv_cli.checkpoint.listing import Claim, Listing, list_weights
 from repconv_cli.options import Options
-from repconv_cli.results import Change, Contents, InputFacts, Result, SourceFacts, TensorFacts, Totals
+from repconv_cli.results import BlockFacts, Change, Contents, InputFacts, Result, SourceFacts, TensorFacts, Totals
 
 _UNKNOWN = Change(None, None)
 
@@ -25,7 +29,7 @@ def inspect_contents(source: str | Path, options: Options) -> Result | None:
     if found is None or not found.tensors:
         return None
     contents = _contents(found)
-    note = "these are weights alone: what of them can be fused is told with --arch"
+    blocks, told = _blocks(found, options)
     return Result(
         "inspect",
         SourceFacts(
@@ -36,12 +40,43 @@ def inspect_contents(source: str | Path, options: Options) -> Result | None:
             max(contents.values_by_dtype, key=lambda dtype: contents.values_by_dtype[dtype]),
             len(found.tensors),
             False,
-            (*found.notes, note),
+            (*found.notes, *told),
         ),
         InputFacts((), (), False),
+        blocks,
         totals=Totals(_UNKNOWN, _UNKNOWN, _UNKNOWN, Change(contents.values, None), _UNKNOWN),
         contents=contents,
         seconds={"Reading": time.perf_counter() - start},
+    )
+
+
+def _blocks(listing: Listing, options: Options) -> tuple[tuple[BlockFacts, ...], tuple[str, ...]]:
+    """Return the blocks of the family that the names are of, and what is told of them."""
+    shapes = {name: claim.shape for name, claim in listing.tensors.items()}
+    family = family_of(shapes)
+    if family is None:
+        return (), ("these are weights alone: what of them can be fused is told with --arch",)
+    found = find_blocks(family, shapes)
+    facts = tuple(_block(block, shapes) for block in found.blocks)
+    assumed = (f"assumed: {one}" for one in assumptions(found, options.eps))
+    return facts, (*notes(found), *assumed)
+
+
+def _block(block: FamilyBlock, shapes: dict[str, tuple[int, ...]]) -> BlockFacts:
+    branches = branches_of(block.part, shapes)
+    weight = fused_shape(block.part, shapes)
+    before = sum(math.prod(shapes[key]) for key in block.sources if not key.endswith(STATISTICS))
+    after = math.prod(weight) + outputs_of(block.part, shapes)
+    return BlockFacts(
+        block.name,
+        kind_of(branches),
+        branches,
+        block.sources,
+        f"{block.target}.weight",
+        weight,
+        _UNKNOWN,
+        _UNKNOWN,
+        Change(before, after),
     )
 
 

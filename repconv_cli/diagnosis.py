@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +33,21 @@ def first_difference(fused: Fused, expected: Program, found: Program) -> Differe
     """Return the first tensor of ``found`` that is not ``expected``'s, blocks first and in their order; else None."""
     keys = [(fusion.block.name, key) for fusion in fused.fusions for key in fusion.keys]
     by_block = [(name, key) for name, key in keys if key in expected.tensors]
+    return first_difference_by_key(by_block, expected.tensors, found.tensors)
+
+
+def first_difference_by_key(
+    by_block: Sequence[tuple[str, str]], expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> Difference | None:
+    """Return the first tensor that is off, those of blocks (given as name and key) first; None if all agree."""
     made = {key for _, key in by_block}
-    others = [(key, key) for key in expected.tensors if key not in made]
-    off = [(name, key) for name, key in (*by_block, *others) if not _agree(expected.tensors[key], found.tensors[key])]
+    others = [(key, key) for key in expected if key not in made]
+    off = [(name, key) for name, key in (*by_block, *others) if not _agree(expected[key], found[key])]
     if not off:
         return None
     name, key = off[0]
     blocks_off = len({block for block, tensor in off if tensor in made})
-    return Difference(name, key, expected.tensors[key], found.tensors[key], blocks_off, len(fused.fusions))
+    return Difference(name, key, expected[key], found[key], blocks_off, len({block for block, _ in by_block}))
 
 
 def first_block_off(fused: Fused, expected: Program, found: Program, inputs: tuple[Tensor, ...]) -> str | None:

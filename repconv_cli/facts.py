@@ -10,7 +10,7 @@ from repconv_cli.graph.certificate import Certificate
 from repconv_cli.graph.lift import no_longer_computed
 from repconv_cli.graph.plan import Block, Plan, count_ops
 from repconv_cli.graph.program import Program
-from repconv_cli.graph.rewrite import fuse_block, rewrite
+from repconv_cli.graph.rewrite import Fusion, fuse_block, rewrite
 from repconv_cli.results import BlockFacts, Change, InputFacts, RefusalFacts, Totals
 
 
@@ -54,9 +54,12 @@ def plan_notes(plan: Plan) -> list[str]:
     return notes
 
 
-def totals(plan: Plan) -> Totals:
-    """Return the counts of the whole model: of the graph as it is, and as the plan writes it. No kernel is computed."""
-    written = rewrite(plan, tuple(fuse_block(block) for block in plan.blocks))
+def totals(plan: Plan, fusions: tuple[Fusion, ...] | None = None) -> Totals:
+    """Return the counts of the whole model: of the graph as it is, and as the plan (or ``fusions``) writes it.
+
+    No kernel is computed.
+    """
+    written = rewrite(plan, tuple(fuse_block(block) for block in plan.blocks) if fusions is None else fusions)
     before, after = count_ops(plan.source), count_ops(written)
     before["params"] = _parameters(plan.program)
     after["params"] = _parameters(written) + sum(block.params_after for block in plan.blocks)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from torch import nn
 
-from repconv_cli.convert import Clock, Progress, compare_outputs, fuse_traced, require_same_call
+from repconv_cli.clock import Clock, Progress
 from repconv_cli.errors import InputError
 from repconv_cli.facts import input_facts, totals
+from repconv_cli.full import compare_outputs, fuse_traced, require_same_call
 from repconv_cli.graph.interpret import running
 from repconv_cli.graph.kept import in_eval_mode
 from repconv_cli.graph.program import InputInfo, Program, ProgramModule
-from repconv_cli.opening import Opened, open_source, trace_source
+from repconv_cli.opening import Opened, WeightsAlone, open_source, trace_source
 from repconv_cli.options import Options, Timing
 from repconv_cli.results import BenchFacts, OutputFacts, Result, Totals
 from repconv_cli.timing import measure_runtime
@@ -37,8 +38,8 @@ def bench(
     options, timing, clock = options or Options(), timing or Timing(), Clock(progress)
     runtimes = choose(timing.runtimes)
     with clock.phase("Reading"):
-        opened = open_source(source, options)
-        written = None if out is None else open_source(out, replace(options, arch=None, state_key=None))
+        opened = _with_graph(open_source(source, options))
+        written = None if out is None else _with_graph(open_source(out, replace(options, arch=None, state_key=None)))
     with clock.phase("Tracing"):
         program, is_guessed = trace_source(opened, options)
     with clock.phase("Fusing"):
@@ -63,6 +64,14 @@ def bench(
         "bench", opened.facts, input_facts(program, is_guessed), totals=counts, verification=verification,
         output=output, bench=facts, notes=program.notes, seconds=clock.seconds,
     )  # fmt: skip
+
+
+def _with_graph(opened: Opened | WeightsAlone) -> Opened:
+    if isinstance(opened, WeightsAlone):
+        raise InputError(
+            "it holds no graph, so it cannot be run", where=opened.facts.name, hint="Give the architecture with --arch."
+        )
+    return opened
 
 
 def _fused(program: Program, written: Opened | None, out: str, options: Options) -> tuple[Program, Totals | None]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from repconv_cli.checkpoint import FileFormat, Source, read
+from repconv_cli.checkpoint import Source, read
 from repconv_cli.checkpoint.architectures import Architecture, from_config, make_architecture
 from repconv_cli.checkpoint.loading import load_weights
 from repconv_cli.checkpoint.named_inputs import read_inputs
+from repconv_cli.checkpoint.program import ProgramFile
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.values import check_module
 from repconv_cli.checkpoint.wrappers import prefix_notes
@@ -43,14 +45,37 @@ class Opened:
     program: Program | None = None
     is_fused: bool = False
     architecture: Architecture | None = None
+    saved: frozenset[str] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a file of this model's weights holds, by key: buffers that are not saved are not in it."""
+        state = self.module.state_dict()
+        kept = state if self.saved is None else self.saved
+        return {key: value.detach() for key, value in state.items() if isinstance(value, Tensor) and key in kept}
 
 
-def open_source(source: str | Path | nn.Module, options: Options) -> Opened:
-    """Return ``source`` as a module: itself, or what the file holds, or the architecture with the file's weights."""
+@dataclass(frozen=True)
+class WeightsAlone:
+    """Tensors by key, and no graph; ``prefix`` is what was taken off all keys."""
+
+    tensors: dict[str, Tensor]
+    facts: SourceFacts
+    prefix: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_source(source: str | Path | nn.Module, options: Options) -> Opened | WeightsAlone:
+    """Return ``source`` as a module: itself, or what the file holds, or the architecture with the file's weights.
+
+    A file of tensors without an architecture is weights alone.
+    """
     if isinstance(source, nn.Module):
         check_module(source)
         notes = (_TRAINING_NOTE.format("given"),) if source.training else ()
-        facts = SourceFacts(type(source).__name__, "module", None, None, *_tensor_facts(source), source.training, notes)
+        facts = SourceFacts(
+            type(source).__name__, "module", None, None, *_tensor_facts(source.state_dict()), source.training, notes
+        )
         return Opened(source, facts)
     found = read(source, state_key=options.state_key, trust=options.trust)
     try:
@@ -59,10 +84,11 @@ def open_source(source: str | Path | nn.Module, options: Options) -> Opened:
         raise error.at(str(source)) from error
 
 
-def _open_file(found: Source, options: Options) -> Opened:
+def _open_file(found: Source, options: Options) -> Opened | WeightsAlone:
     notes = list(found.notes)
     program: Program | None = None
     architecture: Architecture | None = None
+    saved: frozenset[str] | None = None
     if found.kind != "weights" and options.arch is not None:
         raise InputError(f"it holds a whole {found.kind}, so --arch is not needed", hint="Leave --arch out.")
     if found.module is not None:
@@ -70,12 +96,15 @@ def _open_file(found: Source, options: Options) -> Opened:
     elif found.program is not None:
         holder, program_notes = module_of(found.program)
         module, program = holder, holder.held_program
+        saved = _saved(found.program)
         notes += program_notes
     elif options.arch is None and "repconv.graph" in found.metadata:
         program = program_in(found)
         module = ProgramModule(program).eval()
+    elif options.arch is None and found.config is None:
+        return _alone(found)
     else:
-        architecture, told = _architecture(found, options)
+        architecture, told = _architecture(found, options.arch)
         module, notes = architecture.module, list(told)
     if found.was_training:
         notes.append(_TRAINING_NOTE.format("saved"))
@@ -85,45 +114,50 @@ def _open_file(found: Source, options: Options) -> Opened:
         "fused" if is_fused else found.kind,
         found.sha256,
         found.size_bytes,
-        *_tensor_facts(module),
+        *_tensor_facts(module.state_dict()),
         found.was_training,
         tuple(notes),
     )
-    return Opened(module, facts, program, is_fused, architecture)
+    return Opened(module, facts, program, is_fused, architecture, saved, found.metadata)
+
+
+def _alone(found: Source) -> WeightsAlone:
+    assert found.tensors is not None
+    facts = SourceFacts(
+        str(found.path),
+        "weights alone",
+        found.sha256,
+        found.size_bytes,
+        *_tensor_facts(found.tensors),
+        False,
+        found.notes,
+    )
+    return WeightsAlone(found.tensors, facts, "".join(found.prefixes), found.metadata)
+
+
+def _saved(program: ProgramFile) -> frozenset[str]:
+    """Return the keys that the exported model's own state dict has."""
+    kinds = ("parameter", "buffer")
+    return frozenset(i.key for i in program.inputs if i.key is not None and i.kind in kinds and i.persistent)
 
 
 _TRAINING_NOTE = "the module was {} in training mode; it is used in eval mode"
 
 
-def _architecture(found: Source, options: Options) -> tuple[Architecture, tuple[str, ...]]:
+def _architecture(found: Source, arch: str | None) -> tuple[Architecture, tuple[str, ...]]:
     """Return the architecture with the weights in it, and the sentences on how they were found and fitted."""
     assert found.tensors is not None
-    if options.arch is not None:
-        made = make_architecture(options.arch)
-    elif found.config is not None:
-        made = from_config(found.config, found.tensors)
+    if arch is not None:
+        made = make_architecture(arch)
     else:
-        raise _no_graph(found)
+        assert found.config is not None
+        made = from_config(found.config, found.tensors)
     fitted = load_weights(made.module, found.tensors, found.prefixes)
     notes = found.notes
     if any("which therefore stayed" in note for note in fitted):
         taken = prefix_notes(found.prefixes, len(found.tensors))
         notes = tuple(note for note in notes if note not in taken)
     return made, (*notes, *made.notes, *fitted)
-
-
-def _no_graph(found: Source) -> InputError:
-    assert found.tensors is not None
-    count = len(found.tensors)
-    if found.format is FileFormat.TORCHSCRIPT:
-        text = f"this is a TorchScript archive: its graph is code and is never run, its {count} tensors are read"
-    else:
-        text = f"it holds {count} tensors and no graph ({', '.join(map(quoted, list(found.tensors)[:3]))}, …)"
-    return InputError(
-        text,
-        needed="the architecture that they belong to",
-        hint="Give it with --arch file.py:callable (or timm:NAME, torchvision:NAME).",
-    )
 
 
 def program_in(found: Source) -> Program:
@@ -134,7 +168,8 @@ def program_in(found: Source) -> Program:
         raise InputError(f"its format version is {version[:20]!r}", needed=FORMAT_VERSION, hint="Use a newer repconv.")
     program = from_json(found.metadata["repconv.graph"], found.tensors)
     extra = set(found.tensors) - set(program.tensors)
-    if extra:
+    # A deploy class also has tensors that its outputs do not depend on, such as counters.
+    if extra and found.metadata.get("repconv.target") != "deploy":
         raise InputError(
             f"it holds {len(extra)} tensors that its graph does not read, such as {sorted(extra)[0][:60]!r}"
         )
@@ -142,8 +177,7 @@ def program_in(found: Source) -> Program:
     return program
 
 
-def _tensor_facts(module: nn.Module) -> tuple[str, int]:
-    tensors = module.state_dict()
+def _tensor_facts(tensors: Mapping[str, object]) -> tuple[str, int]:
     counts: dict[torch.dtype, int] = {}
     for tensor in tensors.values():
         if isinstance(tensor, Tensor) and tensor.is_floating_point():

@@ -26,6 +26,8 @@ class Options:
     ``input`` gives the shapes of positional inputs, ``inputs`` a file with named ones, and ``example`` the call itself:
     (positional arguments, keyword arguments) of tensors. With one of the last two, outputs are compared on that.
     ``draw`` makes what a page shows.
+    ``target`` is ``full`` or ``deploy``; None is full where a graph is known, deploy for weights alone. ``eps`` is that
+    of all norms of weights alone, None for what their family uses.
     """
 
     arch: str | None = None
@@ -40,6 +42,8 @@ class Options:
     blocks: str | None = None
     strict: bool = False
     draw: bool = False
+    target: str | None = None
+    eps: float | None = None
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,12 @@ from repconv_cli.graph.kept import quiet
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.onnx.library import require
-from repconv_cli.onnx.reading import is_onnx, read_onnx
+from repconv_cli.onnx.reading import read_onnx
 from repconv_cli.onnx.session import Session, one_line
 from repconv_cli.onnx.shapes import infer
 from repconv_cli.onnx.translate import translate
 from repconv_cli.onnx.writing import set_metadata, write_onnx
-from repconv_cli.opening import open_source
-from repconv_cli.options import Options
+from repconv_cli.opening import Opened, WeightsAlone
 from repconv_cli.verdict import random_inputs
 
 if TYPE_CHECKING:
@@ -142,16 +141,13 @@ class Written:
     not_checked: tuple[str, ...] = ()
 
 
-def read_output(path: str | Path, source: Program) -> Written:
-    """Return the model in ``path``, to be called like ``source``."""
-    if is_onnx(path):
-        return _read_onnx_output(path, source)
-    found = open_source(path, Options())
-    if found.program is None:
-        raise InputError(
-            "it holds no graph, so its outputs cannot be computed", where=str(path), needed="a file that fuse wrote"
-        )
+def as_output(found: Opened | WeightsAlone) -> Written:
+    """Return a file that was opened as one to be judged. Raises :class:`InputError` if it holds no graph."""
     facts = found.facts
+    if isinstance(found, WeightsAlone) or found.program is None:
+        raise InputError(
+            "it holds no graph, so its outputs cannot be computed", where=facts.name, needed="a file that fuse wrote"
+        )
     return Written(
         found.program,
         found.module,
@@ -162,7 +158,8 @@ def read_output(path: str | Path, source: Program) -> Written:
     )
 
 
-def _read_onnx_output(path: str | Path, source: Program) -> Written:
+def read_onnx_output(path: str | Path, source: Program) -> Written:
+    """Return the ONNX model in ``path``, to be called like ``source``."""
     file = read_onnx(path)
     try:
         model = RuntimeModel(Session(file.model, file.folder), source)

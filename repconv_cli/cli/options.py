@@ -51,6 +51,9 @@ class Opening:
     state_key: Annotated[
         str | None, typer.Option("--state-key", help="Entry of the checkpoint to take the weights from.")
     ] = None
+    eps: Annotated[
+        float | None, typer.Option("--eps", min=0, help="eps of all norms of weights alone, if not their family's.")
+    ] = None
     trust: Annotated[
         list[str] | None, typer.Option("--trust", help="Installed package whose nn.Module classes may be restored.")
     ] = None
@@ -77,6 +80,13 @@ class Choosing:
 
     blocks: Annotated[
         str | None, typer.Option("--blocks", help="Fuse only blocks whose name matches, such as 'stages.2.*'.")
+    ] = None
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            help="full: fuse all there is, the default. deploy: what the family's deploy class loads, key for key.",
+        ),
     ] = None
 
 
@@ -192,4 +202,12 @@ def make_options(
         blocks=choosing.blocks,
         strict=showing.strict,
         draw=showing.html is not None,
+        target=_target(choosing.target),
+        eps=opening.eps,
     )
+
+
+def _target(text: str | None) -> str | None:
+    if text not in (None, "full", "deploy"):
+        raise InputError(f"--target {text[:60]!r}", needed="full or deploy")
+    return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,9 @@ from repconv_cli.graph.interpret import run_side_by_side, running
 from repconv_cli.graph.plan import Block, Plan, make_plan
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rewrite import Fusion, fuse_block, rewrite
+
+Planner = Callable[[Mapping[tuple[str, str], str]], tuple[Plan, tuple[Fusion, ...]]]
+"""Gives a plan and how to execute it, without the nodes and anchors (by name) that failed their proof."""
 
 WHOLE_MODEL_LIMIT = 1e-11
 # However much a model makes of the last bit, this is no rounding.
@@ -106,9 +109,11 @@ def fuse_program(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
     is_worth: Callable[[Block], bool] | None = None,
+    planner: Planner | None = None,
 ) -> Fused:
     """Return ``program`` with every block of its plan fused and certified, and proved as a whole on ``inputs``.
 
+    The plan is all that can be fused (in blocks named as ``only`` says), or what ``planner`` gives.
     A block without a certificate is left as it is, and becomes a refusal. New tensors are cast to ``dtype`` last of
     all; None keeps them in float64. Raises :class:`UnprovenError` if the whole model in float64 shows a difference.
     """
@@ -118,9 +123,9 @@ def fuse_program(
     _require_finite(expected)
     unproven: dict[tuple[str, str], str] = {}
     while True:
-        plan = make_plan(program, only, unproven, is_worth)
+        plan, fusions = planner(unproven) if planner is not None else _everything(program, only, unproven, is_worth)
         try:
-            fused, found = _execute(plan, samples, dtype, seed, progress)
+            fused, found = _execute(plan, fusions, samples, dtype, seed, progress)
         except _BlockUnprovenError as failure:
             unproven[failure.block.node.name, failure.block.anchor.name] = failure.found
             continue
@@ -141,15 +146,25 @@ def _require_finite(outputs: list[list[Any]]) -> None:
         raise InputError("every value that the model gives is NaN or infinite", needed="weights that give numbers")
 
 
+def _everything(
+    program: Program,
+    only: str | None,
+    unproven: Mapping[tuple[str, str], str],
+    is_worth: Callable[[Block], bool] | None,
+) -> tuple[Plan, tuple[Fusion, ...]]:
+    plan = make_plan(program, only, unproven, is_worth)
+    return plan, tuple(fuse_block(block) for block in plan.blocks)
+
+
 def _execute(
     plan: Plan,
+    fusions: tuple[Fusion, ...],
     samples: list[tuple[Tensor, ...]],
     dtype: torch.dtype | None,
     seed: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[Fused, list[list[Any]]]:
     """Return the fused program and its outputs in float64; every block is proved on the way."""
-    fusions = tuple(fuse_block(block) for block in plan.blocks)
     fused = rewrite(plan, fusions)
     workshop = _Workshop(plan, fusions, dtype, seed)
 

@@ -107,13 +107,16 @@ class Constants:
     def keys(self, node: fx.Node) -> list[str]:
         """Return the tensor keys that ``node``'s value is made of."""
         found: dict[str, None] = {}
-        stack = [node]
+        # A constant written to step by step reads each step twice: without ``seen`` that is 2^steps walks.
+        seen, stack = {node}, [node]
         while stack:
             current = stack.pop()
             if current.op == "get_attr":
                 found[str(current.target)] = None
             elif not current.meta.get("is_size"):
-                stack.extend(current.all_input_nodes)
+                fresh = [source for source in current.all_input_nodes if source not in seen]
+                seen.update(fresh)
+                stack.extend(fresh)
         return list(found)
 
 

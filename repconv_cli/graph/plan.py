@@ -164,7 +164,7 @@ class _Naming:
         removed = (choice.node, *choice.freed)
         sources = self._sources(removed)
         anchor = choice.candidate.anchor
-        shape = _weight_shape(choice)
+        shape = weight_shape(choice)
         target = self._target(choice, sources, shape) if shape else ""
         branches = branches_of(choice.node, anchor.node, self.analysis.steps)
         return Block(
@@ -236,7 +236,7 @@ def _common_path(keys: list[str]) -> str:
     return ".".join(shared)
 
 
-def _weight_shape(choice: Choice) -> tuple[int, ...]:
+def weight_shape(choice: Choice) -> tuple[int, ...]:
     """Return the shape of the new weight, ``()`` where the block needs none."""
     term, anchor = choice.candidate.term, choice.candidate.anchor
     if term.geometry is None:

@@ -56,6 +56,11 @@ class Report:
                 yield self._verdict(self.result.verification)
             return
         if self.result.contents is not None:
+            if self.result.blocks:
+                yield Text()
+                yield blocks_table(self.result.blocks, self.width, every=self.every)
+                yield self._next("repconv", "fuse", self.result.source.name, "OUT.safetensors", *self.options)
+                return
             yield from contents_parts(self.result.contents, every=self.every)
             yield self._next("repconv", "inspect", self.result.source.name, "--arch", "file.py:callable")
             return

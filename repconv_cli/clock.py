@@ -1,0 +1,26 @@
+"""Seconds of each phase of a command, and the progress line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[str, int, int], None]
+"""Called with (phase, done, total)."""
+
+
+class Clock:
+    """Takes the time of each phase and tells the progress."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self.report: Progress = progress or (lambda phase, done, total: None)
+
+    @contextmanager
+    def phase(self, name: str, total: int = 0) -> Iterator[None]:
+        """Take the time of what runs inside, as ``name``."""
+        start = time.perf_counter()
+        self.report(name, 0, total)
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -1,0 +1,88 @@
+"""A family's block as one convolution: rebuilt, traced, planned, proven, by the same road as whole models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from repconv_cli.checkpoint.families.find import FamilyBlock
+from repconv_cli.checkpoint.families.modules import Eps, rebuild_block
+from repconv_cli.errors import InputError
+from repconv_cli.graph.certificate import Certificate
+from repconv_cli.graph.fuse import Fused, fuse_program
+from repconv_cli.graph.plan import Block
+from repconv_cli.graph.program import Program, is_computation
+from repconv_cli.graph.trace import trace
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A block and its one convolution in float64. ``planned`` and ``certificate`` are None where it was one already."""
+
+    block: FamilyBlock
+    fused: Fused
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def planned(self) -> Block | None:
+        """What the plan says of it."""
+        return self.fused.plan.blocks[0] if self.fused.plan.blocks else None
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Its proof."""
+        return self.fused.certificates[0] if self.fused.certificates else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return its tensors in float64 by their keys in the deploy form."""
+        found = {f"{self.block.target}.weight": self.weight}
+        return found if self.bias is None else {**found, f"{self.block.target}.bias": self.bias}
+
+
+class Folder:
+    """Folds blocks; what has the same structure and shapes is traced once."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], eps: Eps, seed: int = 0) -> None:
+        self.tensors, self.eps, self.seed = tensors, eps, seed
+        self.traced: dict[str, Program] = {}
+
+    def fold(self, block: FamilyBlock) -> Folded:
+        """Return ``block`` as one convolution, proven.
+
+        Raises :class:`InputError` where it is not one.
+        """
+        program = self._program(block)
+        # The block is the whole program: its certificate is the proof, a run of the whole would be the same again.
+        fused = fuse_program(program, (), seed=self.seed)
+        weight, bias = _only_layer(block, fused)
+        return Folded(block, fused, weight, bias)
+
+    def _program(self, block: FamilyBlock) -> Program:
+        rebuilt = rebuild_block(block, self.tensors, self.eps)
+        module = rebuilt.module
+        structure = f"{module}{tuple(rebuilt.example.shape)}"
+        if structure not in self.traced:
+            self.traced[structure] = trace(module, (rebuilt.example,))
+        traced = self.traced[structure]
+        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        return replace(traced, tensors={key: own[key].detach() for key in traced.tensors})
+
+
+def _only_layer(block: FamilyBlock, fused: Fused) -> tuple[Tensor, Tensor | None]:
+    """Return the weight and the bias of the one layer that is left of a block."""
+    calls: list[fx.Node] = [node for node in fused.program.graph.nodes if is_computation(node)]
+    if len(calls) != 1 or len(calls[0].args) < 2:
+        reasons = [refusal.reason for refusal in fused.plan.refusals]
+        raise InputError(
+            f"block {block.name!r} does not become one convolution ({reasons[0] if reasons else 'no reason found'})",
+            hint="Give the architecture with --arch, and --target full.",
+        )
+    weight, bias = (*calls[0].args[1:3], None)[:2]
+    assert isinstance(weight, fx.Node)
+    tensors = fused.program.tensors
+    found = tensors[str(bias.target)] if isinstance(bias, fx.Node) else None
+    return tensors[str(weight.target)].to(torch.float64), found

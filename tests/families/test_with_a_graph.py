@@ -1,0 +1,125 @@
+"""``--target deploy`` with the architecture: the same tensors as from the weights alone, proven on the whole graph."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from repconv_cli import convert, load
+from repconv_cli.errors import InputError
+from repconv_cli.options import Options
+from tests.families.reference import CASES, Case, MobileOne, RepVGG, assert_equal_outputs, drawn, named
+
+every_case = pytest.mark.parametrize("case", CASES, ids=[case.family for case in CASES])
+
+
+def both_ways(model: nn.Module, channels: int, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, folder / "w.safetensors")
+    convert.fuse(folder / "w.safetensors", folder / "alone.safetensors", Options())
+    options = Options(target="deploy", input=((2, channels, 12, 11),), samples=1)
+    result = convert.fuse(model, folder / "graph.safetensors", options)
+    assert result.verification is not None
+    assert result.verification.verdict == "pass"
+    return load_file(folder / "alone.safetensors"), load_file(folder / "graph.safetensors")
+
+
+@every_case
+def test_weights_alone_and_weights_with_a_graph_give_the_same_tensors(case: Case, tmp_path: Path) -> None:
+    model = drawn(case.training(), case.eps)
+    alone, graph = both_ways(model, case.channels, tmp_path)
+    assert alone.keys() == graph.keys()
+    assert all(torch.equal(alone[key], graph[key]) for key in alone)
+
+
+def test_the_file_of_a_known_graph_runs_and_is_verified_whole(tmp_path: Path) -> None:
+    case = CASES[0]
+    model = drawn(case.training(), case.eps)
+    options = Options(target="deploy", input=((2, case.channels, 12, 11),), samples=1)
+    out = tmp_path / "deploy.safetensors"
+    result = convert.fuse(model, out, options)
+    assert [block.target for block in result.blocks] == [f"stage{i}.rbr_reparam.weight" for i in range(3)]
+    assert [block.kind for block in result.blocks] == ["3×3 + 1×1 + identity", "3×3 + 1×1", "3×3 + 1×1 + identity"]
+    assert_equal_outputs(model, load(out), case.channels)
+    verified = convert.verify(model, out, options).verification
+    assert verified is not None
+    assert (verified.verdict, verified.tensors_checked) == ("pass", 6)
+    tensors = load_file(out)
+    tensors["stage1.rbr_reparam.bias"][2] += 1
+    with safe_open(out, "pt") as file:
+        save_file(tensors, tmp_path / "wrong.safetensors", file.metadata())
+    wrong = convert.verify(model, tmp_path / "wrong.safetensors", options).verification
+    assert wrong is not None
+    assert (wrong.verdict, wrong.first_bad_block) == ("fail", "stage1")
+
+
+def test_each_norm_has_the_eps_that_the_graph_says(tmp_path: Path) -> None:
+    model = drawn(named(a=RepVGG(4, 4), b=RepVGG(4, 4)), 1e-5)
+    for number, part in enumerate(part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
+        part.eps = 10.0 ** -(number % 4 + 1)
+    out = tmp_path / "deploy.safetensors"
+    convert.fuse(model, out, Options(target="deploy", input=((2, 4, 9, 8),), samples=1))
+    assert_equal_outputs(model, load(out), 4)
+
+
+def test_what_the_deploy_class_keeps_is_kept_though_it_could_be_fused(tmp_path: Path) -> None:
+    model = drawn(named(a=MobileOne(4, 4), norm=nn.BatchNorm2d(4), act=nn.ReLU()), 1e-5)
+    options = Options(target="deploy", input=((2, 4, 9, 8),), samples=1)
+    result = convert.fuse(model, tmp_path / "deploy.safetensors", options)
+    assert len(result.blocks) == 1
+    found = load_file(tmp_path / "deploy.safetensors")
+    assert set(found) == {"a.reparam_conv.weight", "a.reparam_conv.bias"} | {
+        f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    }
+    full = convert.fuse(model, tmp_path / "full.safetensors", Options(input=((2, 4, 9, 8),), samples=1))
+    assert full.totals is not None
+    assert full.totals.norms.after == 0
+
+
+class Twice(nn.Module):
+    """One block called on two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = RepVGG(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x).relu() + self.block(x.flip(-1)).tanh()
+
+
+def test_a_block_that_is_called_twice_is_fused_in_both_places(tmp_path: Path) -> None:
+    model = drawn(Twice(), 1e-5)
+    alone, graph = both_ways(model, 4, tmp_path)
+    assert alone.keys() == graph.keys() == {"block.rbr_reparam.weight", "block.rbr_reparam.bias"}
+    assert_equal_outputs(model, load(tmp_path / "graph.safetensors"), 4)
+
+
+class Other(RepVGG):
+    """A block with RepVGG's names that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rbr_dense(x) - self.rbr_1x1(x) + self.rbr_identity(x)
+
+
+def test_a_block_that_only_has_the_familys_names_is_refused(tmp_path: Path) -> None:
+    model = drawn(named(a=RepVGG(4, 4), b=Other(4, 4)), 1e-5)
+    options = Options(target="deploy", input=((2, 4, 9, 8),), samples=1)
+    with pytest.raises(InputError, match=r"block b has the names of RepVGG, and is not computed like it.*target full"):
+        convert.fuse(model, tmp_path / "deploy.safetensors", options)
+    assert not (tmp_path / "deploy.safetensors").exists()
+    full = convert.fuse(model, tmp_path / "full.safetensors", Options(input=((2, 4, 9, 8),), samples=1))
+    assert len(full.blocks) == 2
+
+
+def test_inspect_with_the_deploy_target_promises_what_fuse_delivers(tmp_path: Path) -> None:
+    model = drawn(named(a=MobileOne(4, 4), norm=nn.BatchNorm2d(4), act=nn.ReLU()), 1e-5)
+    options = Options(target="deploy", input=((2, 4, 9, 8),), samples=1)
+    promised = convert.inspect(model, options)
+    delivered = convert.fuse(copy.deepcopy(model), tmp_path / "deploy.safetensors", options)
+    assert promised.totals == delivered.totals
+    assert [block.name for block in promised.blocks] == [block.name for block in delivered.blocks]
