@@ -14,7 +14,7 @@ from repconv_cli.graph.plan import Block
 from repconv_cli.graph.rewrite import Fusion, fuse_block
 from repconv_cli.onnx.arranging import arranged
 from repconv_cli.onnx.call import shape_without_values
-from repconv_cli.onnx.emit import Emitter, write_convolution
+from repconv_cli.onnx.emit import WRITERS, Emitter, write_convolution
 from repconv_cli.onnx.table import aten, same
 from repconv_cli.onnx.translate import Translated
 
@@ -209,17 +209,20 @@ def _plus(left: list[int], right: list[int]) -> list[int]:
 
 
 def is_worth(translated: Translated, block: Block) -> bool:
-    """Whether ``block`` written in ONNX is less work, or fewer nodes, than those that it replaces."""
+    """Whether ``block`` can be written in ONNX, and is less work there, or fewer nodes, than those that it replaces."""
+    written = _nodes_written(block)
+    if written is None:
+        return False
     if block.after.macs < block.before.macs:
         return True
     gone = [node for node in (block.node, *block.freed) if node not in translated.constants]
     removed = {translated.origins[node] for node in gone}
     copies = {translated.origins[node] for node in gone if node.target is same}
-    return _nodes_written(block) < len(removed - copies)
+    return written < len(removed - copies)
 
 
-def _nodes_written(block: Block) -> int:
-    """Return how many ONNX nodes :class:`BlockWriter` writes for ``block``, at most."""
+def _nodes_written(block: Block) -> int | None:
+    """Return how many ONNX nodes :class:`BlockWriter` writes for ``block``, at most; None where it cannot."""
     graph = fx.Graph()
     x = graph.placeholder("x")
     fusion = fuse_block(block)
@@ -228,6 +231,8 @@ def _nodes_written(block: Block) -> int:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
+        if node.target not in WRITERS and node.target not in _CONVOLUTIONS and node.target is not aten.linear.default:
+            return None
         is_product = node.target is aten.linear.default and len(block.anchor.meta["shape"]) > 2
         count += 2 if is_product or node.target is aten.addcmul.default or node.kwargs.get("alpha", 1) != 1 else 1
         count -= node.target is aten.pad.default and "constant" in node.args
