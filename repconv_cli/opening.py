@@ -199,14 +199,26 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
     else:
         example = own_example(opened.module, options) or _example(opened, options.input, dtype, most)
     require_inputs_within(example.infos, most)
+    program = _traced(opened, example, may_vary)
+    is_ours = held is None and example.values is None
+    if is_ours and all(shape[0] == 1 for shape in options.input) and _has_fixed_batch(program):
+        # Batches of two were a means to keep the batch free; where that fails, one sample is what was asked for.
+        program = _traced(opened, example.of_one_sample(), may_vary)
+    require_program_within(program, most)
+    return program, is_ours and not options.input
+
+
+def _traced(opened: Opened, example: Example, may_vary: tuple[tuple[bool, ...], ...] | None) -> Program:
     args, kwargs = example.tensors()
     try:
-        program = trace(opened.module, args, kwargs, may_vary=may_vary)
+        return trace(opened.module, args, kwargs, may_vary=may_vary)
     except TraceError as error:
         shapes = ", ".join("×".join(map(str, info.example)) for info in example.infos)
         raise error.at(f"{opened.facts.name} with input {shapes}") from error
-    require_program_within(program, most)
-    return program, held is None and not options.input and example.values is None
+
+
+def _has_fixed_batch(program: Program) -> bool:
+    return any(info.shape and info.shape[0] is not None for info in program.inputs)
 
 
 def own_example(module: nn.Module, options: Options) -> Example | None:

@@ -130,3 +130,29 @@ def test_inputs_without_names_go_by_their_order(tmp_path: Path) -> None:
 def test_an_example_that_is_no_tensor_is_told():
     with pytest.raises(InputError, match="an example input is a float; needed: tensors"):
         repconv_cli.inspect(model(), args=(0.5,))
+
+
+class OneSize(nn.Module):
+    """Takes batches of the size that it saw last as its own, as heads with anchors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + (0.0 if x.shape[0] == 2 else 1.0)
+
+
+@pytest.mark.parametrize(("asked", "batch"), [((1, 3, 6, 6), 1), ((2, 3, 6, 6), 2), ((5, 3, 6, 6), 5)])
+def test_where_the_batch_cannot_be_free_it_is_the_one_that_was_asked_for(
+    tmp_path: Path, asked: tuple[int, ...], batch: int
+) -> None:
+    module = OneSize().eval()
+    result = repconv_cli.fuse(module, tmp_path / "out.safetensors", input=asked)
+    assert result.input.shapes[0][0] == batch
+    x = torch.randn(batch, 3, 6, 6)
+    torch.testing.assert_close(repconv_cli.load(tmp_path / "out.safetensors")(x), module(x))
+
+
+def test_without_a_shape_a_fixed_batch_is_one_sample():
+    assert repconv_cli.inspect(OneSize()).input.shapes[0][0] == 1

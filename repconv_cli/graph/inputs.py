@@ -64,6 +64,10 @@ class Example:
         info = cls.positional((shape,), dtype).infos[0]
         return cls((replace(info, name=name),), Structure("tuple"), Structure("dict", (LEAF,), (name,)))
 
+    def of_one_sample(self) -> Example:
+        """Return the same call with a batch of 1."""
+        return replace(self, infos=tuple(replace(info, example=(1, *info.example[1:])) for info in self.infos))
+
     def tensors(self) -> tuple[Any, Any]:
         """Return (positional arguments, keyword arguments): the user's values, else noise."""
         generator = torch.Generator().manual_seed(0)
