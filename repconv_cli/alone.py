@@ -100,7 +100,12 @@ def judge_tensors(verification: Verification, deployed: Deployed, found: Mapping
 def _recognised(alone: WeightsAlone, options: Options) -> tuple[WeightsAlone, Found]:
     """Return the weights under the names that their family's own model has, and what they hold."""
     _require_no_graph_options(options)
-    found = recognise(alone.tensors)
+    try:
+        found = recognise(alone.tensors)
+    except InputError as error:
+        if alone.is_torchscript:
+            error.found = f"this is a TorchScript archive: its graph is code and is never run; {error.found}"
+        raise
     prefix = found.family.prefix
     if prefix and alone.prefix.endswith(prefix):
         told = f"put {prefix!r} back: in {found.family.name} it is part of every name"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from repconv_cli.checkpoint import Source, read
+from repconv_cli.checkpoint import FileFormat, Source, read
 from repconv_cli.checkpoint.architectures import Architecture, from_config, make_architecture
 from repconv_cli.checkpoint.loading import load_weights
 from repconv_cli.checkpoint.named_inputs import read_inputs
@@ -63,6 +63,7 @@ class WeightsAlone:
     facts: SourceFacts
     prefix: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    is_torchscript: bool = False
 
 
 def open_source(source: str | Path | nn.Module, options: Options) -> Opened | WeightsAlone:
@@ -132,7 +133,8 @@ def _alone(found: Source) -> WeightsAlone:
         False,
         found.notes,
     )
-    return WeightsAlone(found.tensors, facts, "".join(found.prefixes), found.metadata)
+    is_torchscript = found.format is FileFormat.TORCHSCRIPT
+    return WeightsAlone(found.tensors, facts, "".join(found.prefixes), found.metadata, is_torchscript)
 
 
 def _saved(program: ProgramFile) -> frozenset[str]:
