@@ -30,7 +30,7 @@ def test_what_a_forward_keeps_is_not_left_behind_by_a_trace() -> None:
     model = KeepsGrid()
     grid = model.grid
     trace(model, (torch.zeros(2, 3, 8, 8),))
-    guess_shape(model, torch.float32)
+    guess_shape(model, torch.float32, 1 << 20)
     assert model.size is None
     assert model.grid is grid
     assert model.training
