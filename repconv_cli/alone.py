@@ -46,7 +46,7 @@ def fuse_alone(alone: WeightsAlone, options: Options, clock: Clock) -> Made:
 def verify_alone(alone: WeightsAlone, written: Opened | WeightsAlone, options: Options, clock: Clock) -> Result:
     """Judge the tensors of a file in deploy form against the weights that it was made of."""
     alone, found = _recognised(alone, options)
-    if options.eps is None and "repconv.eps" in written.metadata:
+    if options.eps is None and "repconv.eps" in written.metadata and _eps_in(written) != found.family.eps:
         options = replace(options, eps=_eps_in(written))
     deployed = _deployed(alone, found, options, clock)
     tensors = written.tensors if isinstance(written, WeightsAlone) else written.tensors()
@@ -83,7 +83,7 @@ def judge_tensors(verification: Verification, deployed: Deployed, found: Mapping
             f"it has {key}, which is not expected" for key in extra[:1]
         ]
         return replace(verification, verdict="fail", passed=False, looks_like=" and ".join(parts))
-    by_block = [(fold.block.name, key) for fold in deployed.folded for key in fold.tensors()]
+    by_block = [(fold.block.name, key) for fold in deployed.folded for key in fold.keys]
     difference = first_difference_by_key(by_block, expected, found)
     if difference is None:
         return verification

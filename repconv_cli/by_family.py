@@ -21,9 +21,7 @@ from repconv_cli.checkpoint.families.words import assumptions, branches_of, kind
 from repconv_cli.checkpoint.quoting import listed, quoted
 from repconv_cli.clock import Progress
 from repconv_cli.errors import InputError
-from repconv_cli.facts import block_facts
 from repconv_cli.folding import Folded, Folder
-from repconv_cli.graph.plan import Block
 from repconv_cli.results import BlockFacts, Change, Totals, Verification
 
 _ARCH = "Give it with --arch file.py:callable (or timm:NAME, torchvision:NAME)."
@@ -39,11 +37,11 @@ class Deployed:
 
     def key_map(self) -> dict[str, list[str]]:
         """Return the keys that went into each new key."""
-        return {key: list(fold.block.sources) for fold in self.folded for key in fold.tensors()}
+        return {key: list(fold.block.sources) for fold in self.folded for key in fold.keys}
 
     def facts(self, shapes: Shapes) -> tuple[BlockFacts, ...]:
         """Return what is told of each block; ``shapes`` are those of the weights that it was made of."""
-        return tuple(block_facts_alone(f.block, f.planned, f, shapes) for f in self.folded if f.planned)
+        return tuple(block_facts_alone(fold.block, fold.facts, shapes) for fold in self.folded if fold.facts)
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> Found:
@@ -69,9 +67,18 @@ def _shape(tensor: Tensor) -> str:
 
 
 def deploy(
-    found: Found, tensors: Mapping[str, Tensor], eps: Eps, seed: int = 0, progress: Progress | None = None
+    found: Found,
+    tensors: Mapping[str, Tensor],
+    eps: Eps,
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    keeps_float64: bool = False,
 ) -> Deployed:
-    """Return ``tensors`` in deploy form: every block folded in float64 and proven, then cast once."""
+    """Return ``tensors`` in deploy form: every block folded in float64 and proven, then cast once.
+
+    There are never more float64 tensors than one block's at once, unless ``keeps_float64``.
+    """
     folder = Folder(tensors, eps, seed)
     folded = []
     result = {key: tensors[key] for key in found.kept}
@@ -80,8 +87,8 @@ def deploy(
             if progress is not None:
                 progress(f"Proving {block.name}", index, len(found.blocks))
             fold = folder.fold(block)
-            folded.append(fold)
-            result |= {key: _cast(key, tensor, _dtype(block, tensors)) for key, tensor in fold.tensors().items()}
+            result |= {key: _cast(key, tensor, _dtype(block, tensors)) for key, tensor in fold.tensors.items()}
+            folded.append(fold if keeps_float64 else replace(fold, tensors={}))
     return Deployed(found, tuple(folded), result)
 
 
@@ -96,11 +103,11 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return cast.contiguous()
 
 
-def block_facts_alone(block: FamilyBlock, planned: Block, fold: Folded, shapes: Shapes) -> BlockFacts:
+def block_facts_alone(block: FamilyBlock, facts: BlockFacts, shapes: Shapes) -> BlockFacts:
     """Return what is told of a block whose surroundings are unknown: no multiply-accumulates."""
     branches = branches_of(block.part, shapes)
     return replace(
-        block_facts(planned, fold.certificate),
+        facts,
         name=block.name,
         kind=kind_of(branches),
         branches=branches,

@@ -140,7 +140,11 @@ def _placed(opened: Opened, program: Program, options: Options, clock: Clock) ->
     tensors = opened.tensors()
     found = _recognised(tensors)
     known = eps_in(program)
-    deployed = deploy(found, tensors, lambda path: known.get(path, found.family.eps), options.seed, clock.report)
+
+    def eps(path: str) -> float:
+        return known.get(path, found.family.eps)
+
+    deployed = deploy(found, tensors, eps, options.seed, clock.report, keeps_float64=True)
     placed = place_blocks(program, _given(deployed), frozenset(tensors), options.seed)
     if placed.plan.refusals:
         first = placed.plan.refusals[0]
@@ -166,10 +170,10 @@ def _given(deployed: Deployed) -> list[GivenBlock]:
             fold.block.target,
             frozenset(fold.block.sources),
             f"{main_layer(fold.block.part).path}.weight",
-            fold.tensors(),
+            fold.tensors,
         )
         for fold in deployed.folded
-        if fold.planned is not None
+        if fold.facts is not None
     ]
 
 

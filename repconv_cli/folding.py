@@ -11,36 +11,26 @@ from torch import Tensor, fx
 from repconv_cli.checkpoint.families.find import FamilyBlock
 from repconv_cli.checkpoint.families.modules import Eps, rebuild_block
 from repconv_cli.errors import InputError
+from repconv_cli.facts import block_facts
 from repconv_cli.graph.certificate import Certificate
 from repconv_cli.graph.fuse import Fused, fuse_program
-from repconv_cli.graph.plan import Block
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.trace import trace
+from repconv_cli.results import BlockFacts
 
 
 @dataclass(frozen=True)
 class Folded:
-    """A block and its one convolution in float64. ``planned`` and ``certificate`` are None where it was one already."""
+    """A block and its one convolution: ``tensors`` are its new ones in float64, by their keys in the deploy form.
+
+    ``facts`` and ``certificate`` are None where it was one convolution already. Nothing here holds the branches.
+    """
 
     block: FamilyBlock
-    fused: Fused
-    weight: Tensor
-    bias: Tensor | None
-
-    @property
-    def planned(self) -> Block | None:
-        """What the plan says of it."""
-        return self.fused.plan.blocks[0] if self.fused.plan.blocks else None
-
-    @property
-    def certificate(self) -> Certificate | None:
-        """Its proof."""
-        return self.fused.certificates[0] if self.fused.certificates else None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return its tensors in float64 by their keys in the deploy form."""
-        found = {f"{self.block.target}.weight": self.weight}
-        return found if self.bias is None else {**found, f"{self.block.target}.bias": self.bias}
+    keys: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    facts: BlockFacts | None
+    certificate: Certificate | None
 
 
 class Folder:
@@ -59,14 +49,22 @@ class Folder:
         # The block is the whole program: its certificate is the proof, a run of the whole would be the same again.
         fused = fuse_program(program, (), seed=self.seed)
         weight, bias = _only_layer(block, fused)
-        return Folded(block, fused, weight, bias)
+        tensors = {f"{block.target}.weight": weight}
+        if bias is not None:
+            tensors[f"{block.target}.bias"] = bias
+        proof = fused.certificates[0] if fused.certificates else None
+        facts = block_facts(fused.plan.blocks[0], proof) if fused.plan.blocks else None
+        return Folded(block, tuple(tensors), tensors, facts, proof)
 
     def _program(self, block: FamilyBlock) -> Program:
         rebuilt = rebuild_block(block, self.tensors, self.eps)
         module = rebuilt.module
         structure = f"{module}{tuple(rebuilt.example.shape)}"
         if structure not in self.traced:
-            self.traced[structure] = trace(module, (rebuilt.example,))
+            traced = trace(module, (rebuilt.example,))
+            # Of the tensors only the names are of use to the next block.
+            names = {key: tensor.to("meta") for key, tensor in traced.tensors.items()}
+            self.traced[structure] = replace(traced, tensors=names)
         traced = self.traced[structure]
         own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         return replace(traced, tensors={key: own[key].detach() for key in traced.tensors})

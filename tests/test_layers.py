@@ -35,8 +35,8 @@ MAY_IMPORT = {
     "drawing": {"algebra", "errors", "facts", "graph", "results"},
     "diagnosis": {"graph", "results"},
     "clock": set(),
-    "folding": {"checkpoint", "graph", "errors"},
-    "by_family": {"checkpoint", "clock", "errors", "facts", "folding", "graph", "results"},
+    "folding": {"checkpoint", "errors", "facts", "graph", "results"},
+    "by_family": {"checkpoint", "clock", "errors", "folding", "results"},
     "made": {"opening", "outputs", "results"},
     "alone": {
         "by_family", "checkpoint", "clock", "diagnosis", "errors", "made", "opening", "options", "results",

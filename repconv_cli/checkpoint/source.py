@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Kind = Literal["module", "weights", "program"]
 GRAPH = "repconv.graph"
 """The entry of a safetensors file's free text that holds the graph of a file of ours."""
+TARGET = "repconv.target"
+"""The entry that tells that a file of ours holds the tensors of a deploy class."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def read(path: str | Path, *, state_key: str | None = None, trust: Sequence[str]
         raise error.at(quoted(named, limit=200)) from None
     except MemoryError:
         raise InputError("it does not fit into memory", where=quoted(named, limit=200)) from None
-    # The graph in a file of ours reads its tensors by the names that they have there.
-    if found.tensors is None or GRAPH in found.metadata:
+    # What reads the tensors of a file of ours, its graph or a deploy class, knows them by the names in it.
+    if found.tensors is None or GRAPH in found.metadata or TARGET in found.metadata:
         return found
     tensors, prefixes = without_prefixes(found.tensors)
     notes = (*found.notes, *prefix_notes(prefixes, len(tensors)))

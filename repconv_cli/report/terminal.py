@@ -152,7 +152,7 @@ class Report:
             for assumption in verification.assumptions:
                 yield self._labelled("Assumed", plain(assumption))
             for missing in verification.not_checked:
-                yield self._labelled("Not checked", plain(missing))
+                yield self._labelled("Unchecked", plain(missing))
             if verification.largest_error is not None:
                 yield self._labelled("Worst", sentences.place_of(verification.largest_error))
             yield self._verdict(verification)

@@ -100,7 +100,7 @@ def test_eps_is_the_users_to_set_and_changes_the_tensors(tmp_path: Path) -> None
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     result = convert.fuse(tmp_path / "weights.safetensors", tmp_path / "out.safetensors", Options(eps=1e-2))
     assert result.verification is not None
-    assert "every norm has eps 0.01 (as given with --eps)" in result.verification.assumptions
+    assert "every norm has eps 0.01 (not the family's own)" in result.verification.assumptions
     deploy = case.deploy()
     deploy.load_state_dict(load_file(tmp_path / "out.safetensors"))
     assert_equal_outputs(model, deploy, case.channels)

@@ -80,6 +80,9 @@ def test_a_prefix_that_is_part_of_the_model_is_put_back(tmp_path: Path) -> None:
     deploy = nn.Module()
     deploy.model = case.deploy()
     deploy.load_state_dict(load_file(tmp_path / "o.safetensors"), strict=True)
+    verified = convert.verify(tmp_path / "w.safetensors", tmp_path / "o.safetensors", Options()).verification
+    assert verified is not None
+    assert verified.verdict == "partial"
     assert any("put 'model.' back" in note for note in result.source.notes)
 
 

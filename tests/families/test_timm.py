@@ -42,7 +42,7 @@ def test_the_names_in_deploy_form_are_those_of_timms_own_conversion(name: str) -
     assert find_blocks(again, fused).blocks == ()
 
 
-@pytest.mark.parametrize("name", ["lcnetv2_small", "repghostnet_050", "efficientvit_m0", "levit_128s"])
+@pytest.mark.parametrize("name", ["lcnetv2_small", "repghostnet_050", "nextvit_small", "levit_128s"])
 def test_the_round_trip(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -59,7 +59,8 @@ def test_ultralytics_loads_the_file_into_its_fused_model(tmp_path: Path) -> None
     model = tasks.DetectionModel("yolov10n.yaml", verbose=False).eval()
     generator = torch.Generator().manual_seed(0)
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
+        # The bins of the box distribution are numbers of the architecture.
+        if tensor.is_floating_point() and ".dfl." not in key:
             tensor.uniform_(*((0.5, 2.0) if key.endswith("running_var") else (-0.1, 0.1)), generator=generator)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     convert.fuse(tmp_path / "weights.safetensors", tmp_path / "deploy.safetensors", Options())

@@ -70,7 +70,7 @@ def assumptions(found: Found, eps: float | None) -> tuple[str, ...]:
     """Return what weights alone do not tell and was taken to be so."""
     if not found.blocks:
         return ()
-    whose = f"as {found.family.name} uses it; --eps sets it" if eps is None else "as given with --eps"
+    whose = f"as {found.family.name} uses it; --eps sets it" if eps is None else "not the family's own"
     told = [f"every norm has eps {eps_alone(found, eps):g} ({whose})"]
     if any(sum(isinstance(leaf, Layer) for leaf in leaves(block.part)) > 1 for block in found.blocks):
         told.append("the branches of a block have one stride, and kernels that lie centred on each other")
