@@ -50,12 +50,3 @@ def fused(tmp_path_factory: pytest.TempPathFactory, trace_once: Callable[..., An
         return made[sample.file]
 
     return get
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the library models first: building other models of a library (from a YAML) changes how it builds these.
-
-    After ``make_architecture("ultralytics:…")`` a YOLOv9 made from the same seed differs, in float32, by more from its
-    fused form; which of the library's settings does it is not known yet.
-    """
-    items.sort(key=lambda item: "tests/zoo/" not in item.nodeid)

@@ -45,7 +45,12 @@ def make_ultralytics(name: str, options: dict[str, Any]) -> nn.Module:
     else:
         settings = _of_package(name, tasks)
     found = _CLASSES.get(str(settings["head"][-1][2]), "DetectionModel")
-    model: nn.Module = getattr(tasks, found)(settings, verbose=False, **options)
+    # The library sets a YAML's activation for all models, and back only where it succeeds.
+    activation = tasks.Conv.default_act
+    try:
+        model: nn.Module = getattr(tasks, found)(settings, verbose=False, **options)
+    finally:
+        tasks.Conv.default_act = activation
     return model
 
 

@@ -107,6 +107,17 @@ def test_a_yaml_of_the_users_own_fuses(yaml: Path, tmp_path: Path) -> None:
     assert "the architecture's own names begin with 'model.', which therefore stayed" in result.source.notes
 
 
+def test_a_yaml_that_fails_leaves_the_librarys_activation_as_it_was(tmp_path: Path) -> None:
+    """ultralytics sets a YAML's activation for every model of the process before it builds this one."""
+    from ultralytics.nn.modules import Conv
+
+    (tmp_path / "net.yaml").write_text(YAML.replace("[16, 3, 2]", '["x", 3, 2]'))
+    before = Conv.default_act
+    with pytest.raises(InputError, match="failed"):
+        make_architecture(f"ultralytics:{tmp_path / 'net.yaml'}")
+    assert Conv.default_act is before
+
+
 ODD_YAML = [
     ("activation", "nn.ReLU()", "__import__('os').mkdir('marker')", UnsafeFileError, "has the activation __import__"),
     ("a function", "RepC3", "torch_safe_load", UnsafeFileError, "names torch_safe_load; needed: a module"),
