@@ -152,15 +152,8 @@ def write_text(path: str | Path, text: str, *, force: bool, source: str | Path |
     Raises:
         OutputError: as :func:`check_output`, or the disk refuses.
     """
-    target = check_output(path, force=force, source=source)
-    try:
-        with _sigterm_raises(), _temporary_beside(target) as (temporary, handle):
-            _write_chunks(handle, iter([text.encode("utf-8", errors="replace")]), None)
-            check_output(path, force=force, source=source)
-            os.replace(temporary, target)
-            _flush_folder(target.parent)
-    except OSError as error:
-        raise OutputError(f"it cannot be written ({_reason(error)})", where=quoted(path, limit=200)) from None
+    content = text.encode("utf-8", errors="replace")
+    write_chunks(path, iter([content]), lambda written: None, force=force, source=source)
 
 
 def _is_file(path: str | Path, status: os.stat_result) -> bool:
