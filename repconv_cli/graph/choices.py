@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from repconv_cli.graph.interpret import run_node, to_double
+from repconv_cli.graph.interpret import run_node, to_double, walk
 from repconv_cli.graph.program import Program
 
 aten = torch.ops.aten
@@ -67,32 +67,24 @@ def run_choosing(
     Programs match if the same choices come in the same order, as they do in a model and its fused form.
     """
     given, run = iter(leaves), Run()
-    values: dict[fx.Node, Any] = {}
-    last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
-    for node in program.graph.nodes:
-        if node.op == "output":
-            run.outputs = list(map_arg(node.args[0], lambda n: values[n]))
-            return run
-        values[node] = _value(program, node, values, given, in_double)
+    cast: Callable[[Any], Any] = to_double if in_double else lambda value: value
+
+    def call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        value = _call(node, values, in_double)
         if is_choice(node):
-            scores = values[node.args[0]]
+            scores = values[node.args[0]]  # type: ignore[index]
             run.scores.append(scores)
             if chosen is not None:
-                values[node] = _forced(node, scores, chosen[len(run.chosen)], values[node])
-            run.chosen.append(values[node])
-        for source in {node, *node.all_input_nodes}:
-            if last_use.get(source, node) is node:
-                values.pop(source, None)
-    raise AssertionError("a graph ends in an output node")
+                value = _forced(node, scores, chosen[len(run.chosen)], value)
+            run.chosen.append(value)
+        return value
+
+    values = walk(program, lambda: cast(next(given)), lambda key: cast(program.tensors[key]), call)
+    run.outputs = list(map_arg(program.output_nodes(), lambda n: values[n]))
+    return run
 
 
-def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any], given: Any, in_double: bool) -> Any:
-    if node.op == "placeholder":
-        leaf = next(given)
-        return to_double(leaf) if in_double else leaf
-    if node.op == "get_attr":
-        tensor = program.tensors[str(node.target)]
-        return to_double(tensor) if in_double else tensor
+def _call(node: fx.Node, values: dict[fx.Node, Any], in_double: bool) -> Any:
     if in_double:
         return run_node(node, lambda n: values[n])
     assert callable(node.target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +17,7 @@ from repconv_cli.graph.sizes import Sizes, other_sizes
 
 _DOUBLED = {torch.float16, torch.bfloat16, torch.float32}
 Fetch = Callable[[fx.Node], Any]
+Value = TypeVar("Value")
 
 
 @contextmanager
@@ -166,22 +167,48 @@ def run_side_by_side(
     forward pass. ``kept`` is filled with the values of its nodes, at the first input.
     """
     given = [iter(leaves) for leaves in inputs]
-    values: dict[fx.Node, list[Any]] = {}
+
+    def call(node: fx.Node, values: dict[fx.Node, list[Any]]) -> list[Any]:
+        return [run_node(node, _nth(values, index)) for index in range(len(given))]
+
+    def keep(node: fx.Node, value: list[Any]) -> None:
+        if kept is not None and node in kept:
+            kept[node] = value[0]
+
+    values = walk(
+        program,
+        lambda: [to_double(next(leaves)) for leaves in given],
+        lambda key: [to_double(tensor_of(key))] * len(given),
+        call,
+        keep,
+    )
+    return [list(map_arg(program.output_nodes(), _nth(values, index))) for index in range(len(given))]
+
+
+def walk(
+    program: Program,
+    leaf: Callable[[], Value],
+    tensor: Callable[[str], Value],
+    call: Callable[[fx.Node, dict[fx.Node, Value]], Value],
+    seen: Callable[[fx.Node, Value], None] = lambda node, value: None,
+) -> dict[fx.Node, Value]:
+    """Return the values that the outputs are made of, from one walk over the graph.
+
+    A tensor is asked for when it is first read, and every value is dropped after its last use; ``seen`` is told of
+    each input's and call's value while it is there.
+    """
+    values: dict[fx.Node, Value] = {}
     last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
     for node in program.graph.nodes:
         if node.op == "get_attr":
             continue
         for source in node.all_input_nodes:
             if source not in values:
-                values[source] = [to_double(tensor_of(str(source.target)))] * len(given)
-        if node.op == "placeholder":
-            values[node] = [to_double(next(leaves)) for leaves in given]
-        elif node.op == "output":
-            return [list(map_arg(node.args[0], _nth(values, index))) for index in range(len(given))]
-        else:
-            values[node] = [run_node(node, _nth(values, index)) for index in range(len(given))]
-        if kept is not None and node in kept:
-            kept[node] = values[node][0]
+                values[source] = tensor(str(source.target))
+        if node.op == "output":
+            return values
+        values[node] = leaf() if node.op == "placeholder" else call(node, values)
+        seen(node, values[node])
         for source in {node, *node.all_input_nodes}:
             if last_use.get(source, node) is node:
                 values.pop(source, None)
