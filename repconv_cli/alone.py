@@ -16,6 +16,7 @@ from repconv_cli.errors import InputError
 from repconv_cli.made import Made, metadata
 from repconv_cli.opening import Opened, WeightsAlone
 from repconv_cli.options import Options
+from repconv_cli.outputs import DeployForm
 from repconv_cli.results import InputFacts, Result, Verification
 
 _NO_INPUT = InputFacts((), (), False)
@@ -40,7 +41,7 @@ def fuse_alone(alone: WeightsAlone, options: Options, clock: Clock) -> Made:
     figures = {"worst_certificate": verification.float64 or 0.0, "blocks": len(deployed.folded)}
     family = found.family.name, eps_alone(found, options.eps)
     described = metadata(alone.facts, deployed.key_map(), verification, figures, family=family)
-    return Made(result, deployed.tensors, described)
+    return Made(result, DeployForm(deployed.tensors), described)
 
 
 def verify_alone(alone: WeightsAlone, written: Opened | WeightsAlone, options: Options, clock: Clock) -> Result:

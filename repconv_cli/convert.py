@@ -9,7 +9,7 @@ from torch import nn
 
 from repconv_cli import convert_onnx
 from repconv_cli.alone import fuse_alone, verify_alone
-from repconv_cli.checkpoint import check_output, read, write_safetensors
+from repconv_cli.checkpoint import check_output, read
 from repconv_cli.clock import Clock, Progress
 from repconv_cli.contents import inspect_contents
 from repconv_cli.convert_onnx import is_onnx
@@ -86,10 +86,7 @@ def fuse(
     if made.result.exit_code(options.strict):
         return made.result
     with clock.phase("Writing"):
-        if made.output is not None:
-            written = made.output.write(out, made.metadata, force=force, source=path, dry_run=dry_run)
-        else:
-            written = write_safetensors(out, made.tensors, made.metadata, force=force, source=path, dry_run=dry_run)
+        written = made.output.write(out, made.metadata, force=force, source=path, dry_run=dry_run)
     output = OutputFacts(str(out), written.size_bytes, written.sha256, dry_run)
     return replace(made.result, output=output, seconds=clock.seconds)
 

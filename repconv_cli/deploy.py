@@ -24,6 +24,7 @@ from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.made import Made, metadata
 from repconv_cli.opening import Opened, WeightsAlone
 from repconv_cli.options import Options
+from repconv_cli.outputs import DeployForm
 from repconv_cli.results import Result, Verification
 from repconv_cli.verdict import proof_inputs
 
@@ -89,7 +90,7 @@ def fuse_deploy(opened: Opened, program: Program, is_guessed: bool, options: Opt
         graph=graph,
         family=(made.deployed.found.family.name, None),
     )
-    return Made(result, made.deployed.tensors, described)
+    return Made(result, DeployForm(made.deployed.tensors), described)
 
 
 def verify_deploy(

@@ -40,7 +40,7 @@ def fuse_full(
     key_map = {key: fusion.block.sources for fusion in fused.fusions for key in fusion.keys}
     key_map |= {lifted.key: lifted.sources for lifted in fused.plan.lifted}
     described = metadata(opened.facts, key_map, verification, figures(fused))
-    return Made(result, fused.program.tensors, described, made)
+    return Made(result, made, described)
 
 
 def figures(fused: Fused) -> dict[str, float]:

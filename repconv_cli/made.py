@@ -7,22 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from repconv_cli import __version__
 from repconv_cli.opening import FORMAT_VERSION
-from repconv_cli.outputs import Output
+from repconv_cli.outputs import Writable
 from repconv_cli.results import Result, SourceFacts, Verification
 
 
 @dataclass(frozen=True)
 class Made:
-    """A fused model that is not written yet; ``output`` where it is more than tensors by name."""
+    """A fused model that is not written yet."""
 
     result: Result
-    tensors: Mapping[str, Tensor]
+    output: Writable
     metadata: dict[str, str]
-    output: Output | None = None
 
 
 def metadata(

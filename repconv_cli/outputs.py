@@ -25,6 +25,7 @@ from repconv_cli.graph.interpret import run_program
 from repconv_cli.graph.kept import quiet
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
+from repconv_cli.onnx.exporter import to_onnx
 from repconv_cli.onnx.library import require
 from repconv_cli.onnx.reading import read_onnx
 from repconv_cli.onnx.session import Session, one_line
@@ -40,16 +41,33 @@ if TYPE_CHECKING:
 Model = Callable[..., Any]
 
 
-class Output(Protocol):
-    """A fused model as it will be written: ``model`` is called like the original, ``program`` gives its float64 run."""
-
-    program: Program
-    model: Model
+class Writable(Protocol):
+    """What can be written."""
 
     def write(
         self, path: str | Path, metadata: Mapping[str, str], *, force: bool, source: Path | None, dry_run: bool
     ) -> WrittenFile:
         """Return the file that now holds it."""
+
+
+class Output(Writable, Protocol):
+    """A fused model as it will be written: ``model`` is called like the original, ``program`` gives its float64 run."""
+
+    program: Program
+    model: Model
+
+
+@dataclass(frozen=True)
+class DeployForm:
+    """Tensors by the names of a deploy class, in a safetensors file."""
+
+    tensors: Mapping[str, Tensor]
+
+    def write(
+        self, path: str | Path, metadata: Mapping[str, str], *, force: bool, source: Path | None, dry_run: bool
+    ) -> WrittenFile:
+        """Return the file that now holds them."""
+        return write_safetensors(path, self.tensors, metadata, force=force, source=source, dry_run=dry_run)
 
 
 def check_format(out: str | Path) -> None:
@@ -213,12 +231,8 @@ _ONNX_METADATA = {"repconv.version", "repconv.source", "repconv.verification"}
 def _as_onnx(program: Program) -> ModelProto:
     made = exported(program)
     try:
-        with torch.no_grad(), quiet():
-            found = torch.onnx.export(
-                made, dynamo=True, verbose=False, input_names=[info.name for info in program.inputs]
-            )
-        assert found is not None
-        return found.model_proto
+        with quiet():
+            return to_onnx(made, [info.name for info in program.inputs])
     except Exception as error:
         raise OutputError(
             f"torch's exporter makes no ONNX of it: {one_line(error)}", hint="Write a .safetensors file instead."

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "by_family": {"checkpoint", "clock", "errors", "folding", "results"},
     "made": {"opening", "outputs", "results"},
     "alone": {
-        "by_family", "checkpoint", "clock", "diagnosis", "errors", "made", "opening", "options", "results",
+        "by_family", "checkpoint", "clock", "diagnosis", "errors", "made", "opening", "options", "outputs", "results",
     },
     "full": {
         "clock", "diagnosis", "drawing", "errors", "facts", "graph", "made", "opening", "options", "outputs", "results",
@@ -47,7 +47,7 @@ MAY_IMPORT = {
     },
     "deploy": {
         "alone", "by_family", "checkpoint", "clock", "errors", "facts", "full", "graph", "made", "opening", "options",
-        "results", "verdict",
+        "outputs", "results", "verdict",
     },
     "verify": {"graph", "onnx", "results", "errors"},
     "verdict": {"graph", "onnx", "options", "results", "errors"},

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError
+from repconv_cli.onnx.exporter import to_onnx
 from repconv_cli.results import RuntimeFacts
 from repconv_cli.timing.memory import peak_bytes
 from repconv_cli.timing.rounds import Rounds, Run, take_turns
@@ -133,9 +134,7 @@ def as_onnx(module: nn.Module, call: Call) -> bytes:
     args, kwargs = call
     with torch.no_grad():
         exported = torch.export.export(module, args, kwargs, strict=False)
-        program = torch.onnx.export(exported, dynamo=True, optimize=True, verbose=False)
-    assert program is not None
-    content: bytes = program.model_proto.SerializeToString()
+    content: bytes = to_onnx(exported).SerializeToString()
     return content
 
 
