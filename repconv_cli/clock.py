@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -24,3 +27,11 @@ class Clock:
         self.report(name, 0, total)
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def counting(phase: str, items: Iterable[T], total: int, progress: Progress | None) -> Iterator[T]:
+    """Yield ``items``, and tell before each how many of ``total`` are done."""
+    for done, item in enumerate(items):
+        if progress is not None:
+            progress(phase, done, total)
+        yield item

@@ -35,7 +35,7 @@ def inspect(source: str | Path | nn.Module, options: Options | None = None, prog
     """
     options, clock = options or Options(), Clock(progress)
     if not isinstance(source, nn.Module) and is_onnx(source):
-        return convert_onnx.inspect(source, options, clock.report)
+        return convert_onnx.inspect(source, options, clock)
     contents = None if isinstance(source, nn.Module) else inspect_contents(source, options)
     if contents is not None:
         return contents
@@ -79,7 +79,7 @@ def fuse(
     options, clock = options or Options(), Clock(progress)
     path = None if isinstance(source, nn.Module) else Path(source)
     if path is not None and is_onnx(path):
-        return convert_onnx.fuse(path, out, options, force=force, dry_run=dry_run, progress=clock.report)
+        return convert_onnx.fuse(path, out, options, force=force, dry_run=dry_run, clock=clock)
     check_format(out)
     check_output(out, force=force, source=path if path is not None and path.exists() else None)
     made = _made(source, out, options, clock)
@@ -142,7 +142,7 @@ def verify(
     """Judge the file that lies at ``out`` against ``source``: outputs, and each fused tensor against a new plan."""
     options, clock = options or Options(), Clock(progress)
     if not isinstance(source, nn.Module) and is_onnx(source):
-        return convert_onnx.verify(source, out, options, clock.report)
+        return convert_onnx.verify(source, out, options, clock)
     with clock.phase("Reading"):
         opened = open_source(source, options)
         # How an ONNX file is called is told by the source.
@@ -182,7 +182,7 @@ def _verified_full(
         file = read_onnx_output(out, program) if written is None else as_output(written)
         require_same_call(program, file.program, str(out), is_run=not file.has_foreign_names)
     with clock.phase("Comparing outputs"), running(f"the graph in {out}"):
-        verification = compare_outputs(program, opened.module, file.program, file.model, options)
+        verification = compare_outputs(program, opened.module, file.program, file.model, options, clock.report)
     with clock.phase("Redoing the plan"):
         fused = fuse_traced(program, replace(options, blocks=None), None)
         verification = check_tensors(verification, program, fused, file, options)

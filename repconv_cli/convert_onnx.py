@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from repconv_cli import __version__
 from repconv_cli.checkpoint import check_output
+from repconv_cli.clock import Clock, Progress, counting
+from repconv_cli.drawing import with_drawing
 from repconv_cli.errors import InputError, OutputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, refusal_facts, totals
 from repconv_cli.graph.certificate import Certificate
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fuse", "inspect", "is_onnx", "verify"]
 
-Progress = Callable[[str, int, int], None]
 _UNUSED = {"arch": "--arch", "state_key": "--state-key"}
 
 
@@ -80,13 +80,13 @@ def _open(path: str | Path, options: Options) -> _Opened:
         raise error.at(str(path)) from error
 
 
-def inspect(source: str | Path, options: Options, progress: Progress) -> Result:
+def inspect(source: str | Path, options: Options, clock: Clock) -> Result:
     """Return what can be fused in an ONNX file, what cannot and why."""
-    progress("Reading", 0, 0)
-    opened = _open(source, options)
-    progress("Analysing", 0, 0)
-    plan = make_plan(opened.translated.program, options.blocks, is_worth=opened.is_worth)
-    return Result(
+    with clock.phase("Reading"):
+        opened = _open(source, options)
+    with clock.phase("Analysing"):
+        plan = make_plan(opened.translated.program, options.blocks, is_worth=opened.is_worth)
+    result = Result(
         "inspect",
         opened.facts,
         input_facts(opened.translated.program, opened.inference.is_guessed),
@@ -94,7 +94,9 @@ def inspect(source: str | Path, options: Options, progress: Progress) -> Result:
         tuple(refusal_facts(plan)),
         _totals(opened, plan),
         notes=_notes(opened),
+        seconds=clock.seconds,
     )
+    return with_drawing(result, plan, clock.report) if options.draw else result
 
 
 def _totals(opened: _Opened, plan: Plan, model: ModelProto | None = None) -> Totals:
@@ -113,20 +115,18 @@ def _notes(opened: _Opened) -> tuple[str, ...]:
     return opened.translated.program.notes
 
 
-def fuse(
-    source: str | Path, out: str | Path, options: Options, *, force: bool, dry_run: bool, progress: Progress
-) -> Result:
+def fuse(source: str | Path, out: str | Path, options: Options, *, force: bool, dry_run: bool, clock: Clock) -> Result:
     """Fuse every block of an ONNX file, prove it, run both models, and write ``out``, an ONNX file as well."""
     if Path(out).suffix != ".onnx":
         raise OutputError("an ONNX model is written as ONNX", where=str(out), needed="a name that ends in .onnx")
     check_output(out, force=force, source=source)
-    progress("Reading", 0, 0)
-    opened = _open(source, options)
-    progress("Fusing", 0, 0)
-    fused, missing = _fuse(opened, options, progress)
-    model = rewrite(opened.translated, fused.fusions, fused.program.tensors)
-    progress("Verifying", 0, 0)
-    verification = _compare(opened, replace(opened.file, model=model), options, missing)
+    with clock.phase("Reading"):
+        opened = _open(source, options)
+    with clock.phase("Fusing"):
+        fused, missing = _fuse(opened, options, clock.report)
+        model = rewrite(opened.translated, fused.fusions, fused.program.tensors)
+    with clock.phase("Verifying"):
+        verification = _compare(opened, replace(opened.file, model=model), options, clock.report, missing)
     result = Result(
         "fuse",
         opened.facts,
@@ -136,12 +136,15 @@ def fuse(
         _totals(opened, fused.plan, model),
         verification,
         notes=_notes(opened),
+        seconds=clock.seconds,
     )
+    if options.draw:
+        result = with_drawing(result, fused.plan, clock.report)
     if result.exit_code(options.strict):
         return result
-    progress("Writing", 0, 0)
-    _add_metadata(model, opened, fused, verification)
-    written = write_onnx(out, model, opened.file, force=force, dry_run=dry_run)
+    with clock.phase("Writing"):
+        _add_metadata(model, opened, fused, verification)
+        written = write_onnx(out, model, opened.file, force=force, dry_run=dry_run)
     return replace(result, output=OutputFacts(str(out), written.size_bytes, written.sha256, dry_run))
 
 
@@ -172,7 +175,9 @@ def _fuse(opened: _Opened, options: Options, progress: Progress | None) -> tuple
     return run([]), f"the whole model in float64 before its weights are cast ({reason}); every block was"
 
 
-def _compare(opened: _Opened, fused: OnnxFile, options: Options, missing: str | None = None) -> Verification:
+def _compare(
+    opened: _Opened, fused: OnnxFile, options: Options, progress: Progress, missing: str | None = None
+) -> Verification:
     """Return the verdict on ``fused``, both models run by onnxruntime."""
     not_checked = [] if missing is None else [missing]
     try:
@@ -184,6 +189,7 @@ def _compare(opened: _Opened, fused: OnnxFile, options: Options, missing: str | 
         reason = f"the outputs ({error.found}); every block was proved by itself"
         return Verification("partial", True, *(None,) * 8, not_checked=(*not_checked, reason))
     inputs = random_inputs(opened.translated.program, options.samples, options.seed)
+    inputs = counting("Comparing outputs", inputs, options.samples, progress)
     runs = (Outputs(r.expected, r.found, r.exact, r.exact_fused) for r in comparison.runs(inputs))
     with torch.no_grad():
         verdict = judge(runs, options.limits)
@@ -211,27 +217,30 @@ def _add_metadata(model: ModelProto, opened: _Opened, fused: Fused, verification
     set_metadata(model, {f"repconv.{name}": text for name, text in entries.items()})
 
 
-def verify(source: str | Path, out: str | Path, options: Options, progress: Progress) -> Result:
+def verify(source: str | Path, out: str | Path, options: Options, clock: Clock) -> Result:
     """Judge the ONNX file at ``out`` against the one at ``source``: outputs, and tensors against a new plan."""
-    progress("Reading", 0, 0)
-    opened = _open(source, options)
-    written = read_onnx(out)
-    _require_same_call(opened, written, str(out))
-    progress("Comparing outputs", 0, 0)
-    try:
-        verification = _compare(opened, written, options)
-    except RepconvError as error:
-        raise error.at(str(out)) from error
-    progress("Redoing the plan", 0, 0)
-    verification = _check_tensors(verification, opened, written, options)
-    return Result(
+    with clock.phase("Reading"):
+        opened = _open(source, options)
+        written = read_onnx(out)
+        _require_same_call(opened, written, str(out))
+    with clock.phase("Comparing outputs"):
+        try:
+            verification = _compare(opened, written, options, clock.report)
+        except RepconvError as error:
+            raise error.at(str(out)) from error
+    with clock.phase("Redoing the plan"):
+        fused = fuse_program(opened.translated.program, [], seed=options.seed, is_worth=opened.is_worth)
+        verification = _check_tensors(verification, opened, written, fused)
+    result = Result(
         "verify",
         opened.facts,
         input_facts(opened.translated.program, opened.inference.is_guessed),
         verification=verification,
         output=OutputFacts(str(out), written.size_bytes, written.sha256, False),
         notes=_notes(opened),
+        seconds=clock.seconds,
     )
+    return with_drawing(result, fused.plan, clock.report) if options.draw else result
 
 
 def _require_same_call(opened: _Opened, written: OnnxFile, out: str) -> None:
@@ -245,9 +254,8 @@ def _require_same_call(opened: _Opened, written: OnnxFile, out: str) -> None:
         raise InputError(f"its inputs and outputs are {theirs}, the source's {mine}"[:400], where=out)
 
 
-def _check_tensors(verification: Verification, opened: _Opened, written: OnnxFile, options: Options) -> Verification:
+def _check_tensors(verification: Verification, opened: _Opened, written: OnnxFile, fused: Fused) -> Verification:
     """Compare every constant of the file with what a new plan gives; name the first that is off."""
-    fused = fuse_program(opened.translated.program, [], seed=options.seed, is_worth=opened.is_worth)
     expected = rewrite(opened.translated, fused.fusions, fused.program.tensors)
     mine = {tensor.name: tensor for tensor in expected.graph.initializer}
     theirs = written.initializers()

@@ -61,7 +61,7 @@ def fuse_deploy(opened: Opened, program: Program, is_guessed: bool, options: Opt
     with clock.phase("Verifying"):
         final = made.fused.program
         verification = _with_unchecked(
-            compare_outputs(program, opened.module, final, ProgramModule(final), options), made.placed
+            compare_outputs(program, opened.module, final, ProgramModule(final), options, clock.report), made.placed
         )
     unsaved = sorted(set(final.tensors) - set(made.deployed.tensors))
     told = [*program.notes, *notes(made.deployed.found)]
@@ -109,7 +109,7 @@ def verify_deploy(
         fitting = all(found[key].shape == t.shape for key, t in final.tensors.items() if key in found)
         stored = replace(final, tensors={key: found.get(key, tensor) for key, tensor in final.tensors.items()})
         judged = stored if fitting else final
-        verification = compare_outputs(program, opened.module, judged, ProgramModule(judged), options)
+        verification = compare_outputs(program, opened.module, judged, ProgramModule(judged), options, clock.report)
         verification = judge_tensors(_with_unchecked(verification, made.placed), made.deployed, found)
     return Result(
         "verify",

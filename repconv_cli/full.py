@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from repconv_cli.clock import Clock, Progress
+from repconv_cli.clock import Clock, Progress, counting
 from repconv_cli.diagnosis import first_block_off, first_difference, largest_error, looks_like
 from repconv_cli.drawing import with_drawing
 from repconv_cli.errors import InputError
@@ -33,7 +33,7 @@ def fuse_full(
         fused = fuse_traced(program, options, clock.report)
     with clock.phase("Verifying"):
         made = make_output(out, fused.program)
-        verification = compare_outputs(program, opened.module, made.program, made.model, options)
+        verification = compare_outputs(program, opened.module, made.program, made.model, options, clock.report)
     result = _result(opened, program, is_guessed, fused, verification, clock)
     if options.draw:
         result = with_drawing(result, fused.plan, clock.report)
@@ -88,11 +88,17 @@ def fuse_traced(program: Program, options: Options, progress: Progress | None) -
 
 
 def compare_outputs(
-    original: Program, module: nn.Module, fused: Program, fused_module: Model, options: Options
+    original: Program,
+    module: nn.Module,
+    fused: Program,
+    fused_module: Model,
+    options: Options,
+    progress: Progress | None = None,
 ) -> Verification:
     """Return the verdict on the user's inputs, else on random ones; ``module`` is in eval mode for it."""
     own = own_example(module, options)
     inputs = random_inputs(original, options.samples, options.seed)
+    inputs = counting("Comparing outputs", inputs, options.samples, progress)
     if own is not None and own.values is not None:
         inputs = iter([own.values])
     with in_eval_mode(module):

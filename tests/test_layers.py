@@ -57,7 +57,9 @@ MAY_IMPORT = {
     "training": {"algebra", "errors"},
     "contents": {"checkpoint", "options", "results"},
     "outputs": {"checkpoint", "errors", "exported", "graph", "onnx", "opening", "options", "verdict"},
-    "convert_onnx": {"checkpoint", "errors", "facts", "graph", "onnx", "options", "results", "verdict"},
+    "convert_onnx": {
+        "checkpoint", "clock", "drawing", "errors", "facts", "graph", "onnx", "options", "results", "verdict",
+    },
     "convert": {
         "alone", "checkpoint", "clock", "contents", "convert_onnx", "deploy", "drawing", "errors", "facts", "full",
         "graph", "made", "onnx", "opening", "options", "outputs", "results",

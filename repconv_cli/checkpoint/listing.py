@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from repconv_cli.checkpoint.folders import CONFIG, Layout, check_shards, layout_of, layout_of_index
-from repconv_cli.checkpoint.formats import FileFormat, open_regular, recognise
+from repconv_cli.checkpoint.formats import FileFormat, open_regular, opens_onnx, recognise
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.records import InstanceRecord, ParameterRecord, TensorRecord
 from repconv_cli.checkpoint.safetensors_file import DTYPES, read_header
@@ -59,6 +59,8 @@ def _list_any(path: Path, state_key: str | None, trust: Sequence[str]) -> Listin
     if os.path.isdir(path):
         return _list_layout(layout_of(path), state_key, trust)
     with open_regular(path) as handle:
+        if opens_onnx(handle.read(64)):
+            return None
         found = recognise(handle)
         if found is not FileFormat.INDEX:
             return _list_open(handle, found, state_key, trust)
