@@ -8,6 +8,7 @@ import secrets
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.errors import OutputError, RepconvError
+from repconv_cli.quantities import age_of, size_of
 
 if TYPE_CHECKING:
     import torch
@@ -60,12 +62,14 @@ def check_output(path: str | Path, *, force: bool, source: str | Path | None = N
         existing = _status(target)
         if source is not None and existing is not None and _is_file(source, existing):
             raise OutputError("the output is the input", where=shown, hint="Choose another name.")
+    except FileNotFoundError:
+        raise OutputError(f"there is no folder {quoted(target.parent)}", where=shown, hint="Make it first.") from None
     except (OSError, ValueError) as error:
         raise OutputError(f"it cannot be written ({_reason(error)})", where=shown) from None
     if not stat.S_ISDIR(folder.st_mode):
         raise OutputError(f"{quoted(target.parent)} is not a folder", where=shown)
     if existing is not None:
-        _check_existing(existing.st_mode, force, shown)
+        _check_existing(existing, force, shown)
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"the folder {quoted(target.parent)} cannot be written", where=shown)
     return target
@@ -169,13 +173,17 @@ def _is_file(path: str | Path, status: os.stat_result) -> bool:
         return False
 
 
-def _check_existing(mode: int, force: bool, shown: str) -> None:
+def _check_existing(existing: os.stat_result, force: bool, shown: str) -> None:
+    mode = existing.st_mode
     if stat.S_ISDIR(mode):
         raise OutputError("it is a folder", where=shown, hint="Give the name of a file in it.")
     if not stat.S_ISREG(mode):
         raise OutputError("it is a pipe, socket or device", where=shown, needed="an ordinary file")
     if not force:
-        raise OutputError("it exists already", where=shown, hint="--force overwrites it.")
+        told = f"{size_of(existing.st_size)}, {age_of(time.time() - existing.st_mtime)}"
+        raise OutputError(
+            f"it exists already ({told}); nothing was written", where=shown, hint="--force overwrites it."
+        )
 
 
 @contextmanager

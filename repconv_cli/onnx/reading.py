@@ -99,6 +99,8 @@ def _parsed(data: bytes) -> ModelProto:
     try:
         model.ParseFromString(data)
     except (DecodeError, RecursionError, ValueError):
+        if not opens_onnx(data[:64]):
+            raise InputError("this is no ONNX model", needed="an .onnx file") from None
         raise DamagedFileError(
             "the ONNX model cannot be parsed: the file is cut short or damaged", hint="Download or export it again."
         ) from None

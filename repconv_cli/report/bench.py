@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from repconv_cli.report.words import plain, size_of
+from repconv_cli.quantities import size_of
+from repconv_cli.report.words import plain
 from repconv_cli.results import BenchFacts, RuntimeFacts
 
 _GAINS = {"gain": ("faster", "green"), "none": ("no gain", "yellow"), "loss": ("slower", "red")}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from repconv_cli.quantities import size_of
 from repconv_cli.report.bench import name_of, peaks
 from repconv_cli.report.tables import SUMMARY
-from repconv_cli.report.words import number, percent, plain, size_of
+from repconv_cli.report.words import number, percent, plain
 from repconv_cli.results import BlockFacts, Change, Result
 
 _BAR = 260

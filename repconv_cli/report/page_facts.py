@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from repconv_cli.quantities import size_of
 from repconv_cli.report import sentences
 from repconv_cli.report.advice import advice_on
 from repconv_cli.report.bench import sentence
@@ -12,7 +13,7 @@ from repconv_cli.report.contents import folded
 from repconv_cli.report.page_charts import gains, histogram, speeds
 from repconv_cli.report.page_data import INT8_LIMIT, blocks_of, is_wide
 from repconv_cli.report.tables import check_rows
-from repconv_cli.report.words import arrow, command, counted, inputs, plain, shape, size_of
+from repconv_cli.report.words import arrow, command, counted, inputs, plain, shape
 from repconv_cli.results import BlockFacts, Picture, Result
 
 

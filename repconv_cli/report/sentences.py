@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from repconv_cli.report.words import arrow, counted, number, percent, plain, size_of
+from repconv_cli.quantities import size_of
+from repconv_cli.report.words import arrow, counted, number, percent, plain
 from repconv_cli.results import LargestError, RefusalFacts, Result, Totals, Verification
 
 _FIGURES = re.compile(r"\d[\d.,]*")

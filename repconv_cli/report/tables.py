@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
+from repconv_cli.quantities import size_of
 from repconv_cli.report.folding import Row, fold_rows
-from repconv_cli.report.words import arrow, compact, lines, number, percent, plain, shape, size_of
+from repconv_cli.report.words import arrow, compact, lines, number, percent, plain, shape
 from repconv_cli.results import BlockFacts, Change, Result, Totals, Verification
 
 WIDE = 100

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
+from repconv_cli.quantities import size_of
 from repconv_cli.report import sentences
 from repconv_cli.report.advice import NOTHING, advice_on
 from repconv_cli.report.bench import bench_screen
 from repconv_cli.report.contents import contents_parts
 from repconv_cli.report.tables import blocks_table, checks_table, totals_table
-from repconv_cli.report.words import command, inputs, lines, plain, size_of
+from repconv_cli.report.words import command, inputs, lines, plain
 from repconv_cli.results import BlockFacts, Result, Verification
 
 __all__ = ["Report", "plain"]

@@ -53,16 +53,6 @@ def percent(change: Change) -> str:
     return f"{100 * (change.after - change.before) / change.before:+.1f} %".replace("-", "−")
 
 
-def size_of(count: int | None) -> str:
-    """Return a number of bytes as ``33.2 MB``."""
-    if count is None:
-        return "–"
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"
-
-
 def shape(sizes: Iterable[int | None]) -> str:
     """Return ``48×3×3×3``."""
     return "×".join("?" if one is None else str(one) for one in sizes)

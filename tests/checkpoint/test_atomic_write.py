@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def test_tensors_that_the_format_cannot_hold_are_refused(tmp_path: Path, tensors
 def test_an_existing_file_needs_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.write_bytes(b"before")
-    refused("exists already. --force overwrites it", out, TENSORS, {})
+    os.utime(out, (0, time.time() - 130))
+    refused(r"exists already \(6 B, 2 minutes old\); nothing was written. --force overwrites it", out, TENSORS, {})
     assert out.read_bytes() == b"before"
     write_safetensors(out, TENSORS, {}, force=True)
     assert read(out).kind == "weights"
@@ -138,7 +140,7 @@ def test_special_files_and_folders_are_never_written(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     refused("is a folder", tmp_path / "folder", TENSORS, {}, force=True)
     refused("pipe, socket or device", tmp_path / "pipe", TENSORS, {}, force=True)
-    refused("No such file", tmp_path / "missing" / "out", TENSORS, {})
+    refused("there is no folder", tmp_path / "missing" / "out", TENSORS, {})
     refused("Not a directory|not a folder", tmp_path / "file" / "out", TENSORS, {})
     refused("cannot be written|pipe, socket or device", tmp_path / "loop", TENSORS, {}, force=True)
     refused("name is not valid", tmp_path / "a\0b", TENSORS, {})

@@ -31,7 +31,7 @@ def test_an_earlier_page_stays_without_force_and_nothing_is_done(small: Path, tm
     page.write_text("earlier")
     done = run(command, small, *([] if command == "inspect" else [out]), *INPUT, "--html", page)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "it exists already. --force overwrites it." in done.stderr
+    assert "it exists already (7 B, just made); nothing was written. --force overwrites it." in done.stderr
     assert page.read_text() == "earlier"
     assert not out.exists()
 

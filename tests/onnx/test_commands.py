@@ -53,3 +53,10 @@ def test_each_compared_sample_is_counted(model: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     repconv_cli.convert.fuse(model, tmp_path / "out.onnx", Options(samples=3), progress=lambda *step: seen.append(step))
     assert [step for step in seen if step[0] == "Comparing outputs"] == [("Comparing outputs", i, 3) for i in range(3)]
+
+
+def test_another_kind_of_file_is_not_called_damaged(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.pt").write_bytes(b"PK\x03\x04 no protobuf")
+    done = run("verify", model, tmp_path / "out.pt")
+    assert done.exit_code == 2
+    assert "out.pt: this is no ONNX model; needed: an .onnx file" in done.stderr
