@@ -18,6 +18,7 @@ from repconv_cli.options import Options
 from repconv_cli.results import BlockFacts, Change, Contents, InputFacts, Result, SourceFacts, TensorFacts, Totals
 
 _UNKNOWN = Change(None, None)
+_NO_PARAMETERS = (*STATISTICS, "num_batches_tracked")
 
 
 def inspect_contents(source: str | Path, options: Options) -> Result | None:
@@ -29,7 +30,7 @@ def inspect_contents(source: str | Path, options: Options) -> Result | None:
     if found is None or not found.tensors:
         return None
     contents = _contents(found)
-    blocks, told = _blocks(found, options)
+    blocks, told, is_known = _blocks(found, options)
     return Result(
         "inspect",
         SourceFacts(
@@ -44,22 +45,30 @@ def inspect_contents(source: str | Path, options: Options) -> Result | None:
         ),
         InputFacts((), (), False),
         blocks,
-        totals=Totals(_UNKNOWN, _UNKNOWN, _UNKNOWN, Change(contents.values, None), _UNKNOWN),
+        totals=Totals(_UNKNOWN, _UNKNOWN, _UNKNOWN, _parameters(found, blocks, is_known), _UNKNOWN),
         contents=contents,
         seconds={"Reading": time.perf_counter() - start},
     )
 
 
-def _blocks(listing: Listing, options: Options) -> tuple[tuple[BlockFacts, ...], tuple[str, ...]]:
-    """Return the blocks of the family that the names are of, and what is told of them."""
+def _parameters(listing: Listing, blocks: tuple[BlockFacts, ...], is_known: bool) -> Change:
+    """Return the parameters before and after; those after are known where the family is."""
+    counts = {name: _count(claim) for name, claim in listing.tensors.items()}
+    before = sum(count for name, count in counts.items() if not name.endswith(_NO_PARAMETERS))
+    saved = sum((block.params.before or 0) - (block.params.after or 0) for block in blocks)
+    return Change(before, before - saved if is_known else None)
+
+
+def _blocks(listing: Listing, options: Options) -> tuple[tuple[BlockFacts, ...], tuple[str, ...], bool]:
+    """Return the blocks of the family that the names are of, what is told of them, and whether there is a family."""
     shapes = {name: claim.shape for name, claim in listing.tensors.items()}
     family = family_of(shapes)
     if family is None:
-        return (), ("these are weights alone: what of them can be fused is told with --arch",)
+        return (), ("these keys are of no known family: what can be fused is told with --arch",), False
     found = find_blocks(family, shapes)
     facts = tuple(_block(block, shapes) for block in found.blocks)
     assumed = (f"assumed: {one}" for one in assumptions(found, options.eps))
-    return facts, (*notes(found), *assumed)
+    return facts, (*notes(found), *assumed), True
 
 
 def _block(block: FamilyBlock, shapes: dict[str, tuple[int, ...]]) -> BlockFacts:

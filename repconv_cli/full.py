@@ -24,6 +24,8 @@ from repconv_cli.outputs import Written, make_output
 from repconv_cli.results import Result, Verification
 from repconv_cli.verdict import Model, compare, proof_inputs, random_inputs
 
+_ANOTHER = "Was it made of another model?"
+
 
 def fuse_full(
     opened: Opened, program: Program, is_guessed: bool, options: Options, clock: Clock, out: str | Path
@@ -113,17 +115,27 @@ def require_same_call(program: Program, stored: Program, out: str, *, is_run: bo
     mine = [(len(i.shape), i.dtype) for i in program.inputs]
     theirs = [(len(i.shape), i.dtype) for i in stored.inputs]
     if mine != theirs:
-        raise InputError(
-            f"its inputs are {[str(d) for _, d in theirs]}, the source's {[str(d) for _, d in mine]}", where=out
-        )
+        raise InputError(f"its inputs are {_told(stored)}, the source's {_told(program)}", where=out, hint=_ANOTHER)
     for info, fixed in zip(program.inputs, stored.inputs, strict=True):
         if any(size is not None and size != own for size, own in zip(fixed.shape, info.example, strict=True)):
-            raise InputError(f"its input is fixed to {fixed.shape}, the comparison uses {info.example}", where=out)
+            given = "×".join(map(str, info.example))
+            raise InputError(
+                f"its input is {_told(stored)}, and it is compared on {given}",
+                where=out,
+                hint=f"{_ANOTHER} If not, give a shape that both take with --input.",
+            )
     try:
         if is_run:
             require_like(program, stored)
     except InputError as error:
         raise error.at(out) from error
+
+
+def _told(program: Program) -> str:
+    """Return the shapes and dtypes of the inputs; a question mark stands for a size that is free."""
+    sizes = ("×".join("?" if size is None else str(size) for size in info.shape) for info in program.inputs)
+    dtypes = (str(info.dtype).removeprefix("torch.") for info in program.inputs)
+    return ", ".join(f"{shape} of {dtype}" for shape, dtype in zip(sizes, dtypes, strict=True))
 
 
 def _unchecked(verification: Verification, reason: str) -> Verification:

@@ -88,7 +88,7 @@ def test_the_report_folds_layers_and_shows_names_as_text(tmp_path: Path) -> None
     save_file({**WEIGHTS, "[red]x\x1b[31m": torch.ones(2)}, tmp_path / "w.safetensors")
     text = run("inspect", tmp_path / "w.safetensors").output
     assert "weights alone · 5 tensors · float32" in text
-    assert "a.*.weight  ×2" in text
+    assert "a.*.weight ×2" in text
     assert "one value" in text
     assert "[red]x" in text
     assert "\x1b" not in text

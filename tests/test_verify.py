@@ -426,3 +426,10 @@ def test_the_command_exits_1_and_shows_the_failure(fused: Callable[[Sample], Fus
     found = json.loads(as_json.stdout)["verification"]
     assert (found["verdict"], found["passed"]) == ("fail", False)
     assert found["first_bad_block"] == fused(sample).report["blocks"][2]["name"]
+
+
+def test_a_file_of_another_model_is_told_by_its_shapes(tmp_path: Path) -> None:
+    grey, colour = (nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4)).eval() for channels in (1, 3))
+    convert.fuse(colour, tmp_path / "out.safetensors", Options(input=((1, 3, 8, 8),)))
+    with pytest.raises(InputError, match=r"its input is \?×3×\?×\? of float32, and it is compared on 2×1×8×8\. Was it"):
+        convert.verify(grey, tmp_path / "out.safetensors", Options(input=((1, 1, 8, 8),)))

@@ -116,7 +116,14 @@ def _unknown(head: bytes, size: int) -> tuple[str]:
         return (f"this is JSON text; needed: {_READABLE}",)
     if head[257:262] == b"ustar":
         return (f"this is a tar archive; needed: {_READABLE}. Unpack it first.",)
+    if _is_text(head):
+        first = head[:24].decode("ascii").splitlines()[0]
+        return (f"this is text that starts with {first!r}; needed: {_READABLE}",)
     return (f"the format is not known ({size} bytes that start with {head[:8].hex(' ')}); needed: {_READABLE}",)
+
+
+def _is_text(head: bytes) -> bool:
+    return head.isascii() and all(chr(byte).isprintable() or chr(byte).isspace() for byte in head)
 
 
 def _recognise_zip(handle: BinaryIO) -> FileFormat:

@@ -19,11 +19,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(inspect)
-app.command()(fuse)
-app.command()(verify)
-app.command()(bench)
+# Short enough that none is cut off at 80 columns.
+app.command(short_help="Show what can be fused, what cannot and why.")(inspect)
+app.command(short_help="Make one convolution of each block, prove it, write the file.")(fuse)
+app.command(short_help="Judge a fused file against its source.")(verify)
+app.command(short_help="Time the original and the fused model side by side.")(bench)
 
 
 def _show_version(wanted: bool) -> None:
@@ -49,6 +51,9 @@ def main(
       repconv inspect model.pt                      what can be fused, what not
       repconv fuse    model.pt model.safetensors    one operator a block, proven
       repconv verify  model.pt model.safetensors    judge the file that lies there
+      repconv bench   model.pt model.safetensors    what it gains on this machine
+
+    repconv COMMAND --help shows a command's options, with examples.
     """
     del version
 

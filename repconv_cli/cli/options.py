@@ -36,26 +36,39 @@ class Opening:
         str | None,
         typer.Option(
             "--arch",
+            metavar="ARCH",
             help="What weights belong to: file.py:callable, timm:NAME, torchvision:NAME, transformers:DIR or "
             "ultralytics:YAML (options: timm:NAME,num_classes=10). Runs that code.",
         ),
     ] = None
     input: Annotated[
         list[str] | None,
-        typer.Option("--input", help="Input shape such as 1,3,224,224; once for each input. Guessed where it can be."),
+        typer.Option(
+            "--input",
+            metavar="SHAPE",
+            help="Input shape such as 1,3,224,224; once for each input. Guessed where it can be.",
+        ),
     ] = None
     inputs: Annotated[
         Path | None,
-        typer.Option("--inputs", help="Own data to trace and compare with: .npz or .safetensors, named as forward's."),
+        typer.Option(
+            "--inputs",
+            metavar="FILE",
+            help="Own data to trace and compare with: .npz or .safetensors, named as forward's.",
+        ),
     ] = None
     state_key: Annotated[
-        str | None, typer.Option("--state-key", help="Entry of the checkpoint to take the weights from.")
+        str | None, typer.Option("--state-key", metavar="KEY", help="Entry of the checkpoint to take the weights from.")
     ] = None
     eps: Annotated[
-        float | None, typer.Option("--eps", min=0, help="eps of all norms of weights alone, if not their family's.")
+        float | None,
+        typer.Option("--eps", min=0, metavar="EPS", help="eps of all norms of weights alone, if not their family's."),
     ] = None
     trust: Annotated[
-        list[str] | None, typer.Option("--trust", help="Installed package whose nn.Module classes may be restored.")
+        list[str] | None,
+        typer.Option(
+            "--trust", metavar="PACKAGE", help="Installed package whose nn.Module classes may be restored; repeatable."
+        ),
     ] = None
 
 
@@ -63,14 +76,17 @@ class Opening:
 class Judging:
     """How outputs are compared."""
 
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Random inputs to compare outputs on.")] = 4
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the random inputs.")] = 0
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, metavar="N", help="Random inputs to compare outputs on.")
+    ] = 4
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random inputs.")] = 0
     rtol: Annotated[
-        float | None, typer.Option("--rtol", min=0, help="Judge by |Δ| ≤ atol + rtol·|y| instead of by noise.")
+        float | None,
+        typer.Option("--rtol", min=0, metavar="X", help="Judge by |Δ| ≤ atol + rtol·|y| instead of by noise."),
     ] = None
-    atol: Annotated[float | None, typer.Option("--atol", min=0, help="See --rtol.")] = None
+    atol: Annotated[float | None, typer.Option("--atol", min=0, metavar="X", help="See --rtol.")] = None
     max_ratio: Annotated[
-        float, typer.Option("--max-ratio", min=0, help="Largest difference, in units of rounding noise.")
+        float, typer.Option("--max-ratio", min=0, metavar="X", help="Largest difference, in units of rounding noise.")
     ] = MAX_RATIO
 
 
@@ -79,12 +95,14 @@ class Choosing:
     """What of it is fused."""
 
     blocks: Annotated[
-        str | None, typer.Option("--blocks", help="Fuse only blocks whose name matches, such as 'stages.2.*'.")
+        str | None,
+        typer.Option("--blocks", metavar="GLOB", help="Fuse only blocks whose name matches, such as 'stages.2.*'."),
     ] = None
     target: Annotated[
         str | None,
         typer.Option(
             "--target",
+            metavar="FORM",
             help="full: fuse all there is, the default. deploy: what the family's deploy class loads, key for key.",
         ),
     ] = None

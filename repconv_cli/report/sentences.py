@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from repconv_cli.quantities import size_of
-from repconv_cli.report.words import arrow, counted, number, percent, plain
-from repconv_cli.results import LargestError, RefusalFacts, Result, Totals, Verification
+from repconv_cli.report.words import arrow, counted, number, percent, plain, share_of
+from repconv_cli.results import Contents, LargestError, RefusalFacts, Result, Totals, Verification
 
 _FIGURES = re.compile(r"\d[\d.,]*")
 _KINDS = {
@@ -27,17 +27,38 @@ def what_it_is(result: Result) -> str:
 
 
 def headline(result: Result) -> str:
-    """Return how many blocks there are, and what is gained."""
+    """Return how many blocks there are, and what is gained; what is held, where it is of no known family."""
+    if result.contents is not None and is_unknown(result):
+        return held(result.contents)
     if not result.blocks:
         return "Nothing to fuse: every linear unit is a single operator already."
     verb = "can be fused" if result.command == "inspect" else "fused, each proven"
-    gain = f": {gains(result.totals)}" if result.totals is not None else ""
+    gain = "" if result.totals is None else gains(result.totals)
+    gain = f": {gain}" if gain else ""
     return f"{counted(len(result.blocks), 'block')} {verb}{gain}."
+
+
+def is_unknown(result: Result) -> bool:
+    """Whether nothing can be said but which tensors there are: weights alone, of no known family."""
+    totals = result.totals
+    return result.contents is not None and (totals is None or totals.params.after is None)
+
+
+def held(contents: Contents) -> str:
+    """Return what weights hold."""
+    dtypes = contents.values_by_dtype
+    if len(dtypes) == 1:
+        return (
+            f"{counted(len(contents.tensors), 'tensor')} with {contents.values:,} {plain(next(iter(dtypes)))} values."
+        )
+    told = ", ".join(f"{plain(dtype)} {count:,}" for dtype, count in dtypes.items())
+    return f"{counted(len(contents.tensors), 'tensor')} with {contents.values:,} values ({told})."
 
 
 def gains(totals: Totals) -> str:
     """Return the change of layers, and of parameters and work where these change."""
-    parts = [f"convolutions {arrow(totals.convs)}", f"batch norms {arrow(totals.norms)}"]
+    counts = (("convolutions", totals.convs), ("batch norms", totals.norms))
+    parts = [f"{label} {arrow(change)}" for label, change in counts if change.before is not None]
     for label, change in (("parameters", totals.params), ("MACs", totals.macs)):
         if change.before != change.after and percent(change):
             parts.append(f"{label} {percent(change)}")
@@ -63,9 +84,9 @@ def outputs(verification: Verification) -> str:
         "rounding noise"
     )
     if verification.close is not None:
-        text += f"; {verification.close:.1%} isclose"
+        text += f"; {share_of(verification.close)} of the values close"
     if verification.top1 is not None:
-        text += f"; top-1 agreement {verification.top1:.1%}"
+        text += f"; same largest class in {share_of(verification.top1)}"
     return text
 
 
@@ -101,7 +122,8 @@ def verdict(result: Result, verification: Verification) -> tuple[str, str]:
         return "PARTIAL", f"nothing differs from {name}, but not all was checked."
     where = f" First block that is off: {plain(verification.first_bad_block)}." if verification.first_bad_block else ""
     looks = f" Looks like: {plain(verification.looks_like)}." if verification.looks_like else ""
-    return "FAIL", f"the outputs are not those of {name}.{where}{looks}"
+    what = "outputs" if verification.max_abs is not None else "weights"
+    return "FAIL", f"do not use this file: its {what} are not those of {name}.{where}{looks}"
 
 
 def left(result: Result, most: int = 1) -> list[tuple[str, str]]:

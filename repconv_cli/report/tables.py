@@ -7,7 +7,7 @@ from rich.table import Table
 
 from repconv_cli.quantities import size_of
 from repconv_cli.report.folding import Row, fold_rows
-from repconv_cli.report.words import arrow, compact, lines, number, percent, plain, shape
+from repconv_cli.report.words import arrow, compact, lines, number, percent, plain, shape, share_of
 from repconv_cli.results import BlockFacts, Change, Result, Totals, Verification
 
 WIDE = 100
@@ -34,10 +34,14 @@ def _table() -> Table:
 def blocks_table(blocks: tuple[BlockFacts, ...], width: int, *, every: bool) -> Table:
     """Return a row for each block, or each run of blocks that are alike."""
     table = _table()
-    columns = ("block", "branches", "weight", "ops", "parameters", "MACs")[: 6 if width >= WIDE else 5]
+    cells = [_cells(row) for row in fold_rows(blocks, every=every)]
+    # Weights alone tell no operations, and a narrow screen has no room for multiply-accumulates.
+    has_ops = any(block.ops.before is not None for block in blocks)
+    columns = [name for name in cells[0] if has_ops or name not in ("ops", "MACs")]
+    columns = columns if width >= WIDE else [name for name in columns if name != "MACs"]
     for name in columns:
         table.add_column(name, justify="left" if name in columns[:3] else "right", no_wrap=True)
-    rows = [_cells(row)[: len(columns)] for row in fold_rows(blocks, every=every)]
+    rows = [[row[name] for name in columns] for row in cells]
     widest = [max(map(len, cells)) for cells in zip(*rows, columns, strict=True)]
     # Names and branches share what the figures leave; names are what a reader searches for.
     room = width - 1 - sum(widest[2:]) - _GAP * (len(columns) - 1)
@@ -49,16 +53,17 @@ def blocks_table(blocks: tuple[BlockFacts, ...], width: int, *, every: bool) -> 
     return table
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row) -> dict[str, str]:
+    """Return what a row says, by the heading of its column."""
     first = row.blocks[0]
-    return (
-        f"{plain(row.name)} ×{row.count}" if row.count > 1 else plain(row.name),
-        plain(first.kind),
-        shape(first.weight_shape) or "–",
-        arrow(first.ops),
-        compact(_sum(row.blocks, "params")),
-        compact(_sum(row.blocks, "macs")),
-    )
+    return {
+        "block": f"{plain(row.name)} ×{row.count}" if row.count > 1 else plain(row.name),
+        "branches": plain(first.kind),
+        "weight": shape(first.weight_shape) or "–",
+        "ops": arrow(first.ops),
+        "parameters": compact(_sum(row.blocks, "params")),
+        "MACs": compact(_sum(row.blocks, "macs")),
+    }
 
 
 def _sum(blocks: tuple[BlockFacts, ...], name: str) -> Change:
@@ -107,11 +112,11 @@ def check_rows(verification: Verification) -> list[tuple[str, str, str, str]]:
         if len(samples) > _MOST_SAMPLES:
             rows.append((f"  … {len(samples) - _MOST_SAMPLES} more: --json", "", "", ""))
     if verification.close is not None:
-        rows.append(("values that are close", f"{verification.close:.1%}", "", "told, not judged"))
+        rows.append(("values that are close", share_of(verification.close), "", "told, not judged"))
     if verification.top1 is not None:
-        rows.append(("same largest class", f"{verification.top1:.1%}", "", "told, not judged"))
+        rows.append(("same largest class", share_of(verification.top1), "", "told, not judged"))
     if verification.tensors_checked:
-        verdict = "differ" if verification.largest_error is not None else "all agree"
+        verdict = "some differ" if verification.largest_error is not None else "all agree"
         rows.append(("tensors, by a new plan", str(verification.tensors_checked), "", verdict))
     return rows
 

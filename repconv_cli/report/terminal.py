@@ -11,7 +11,7 @@ from repconv_cli.quantities import size_of
 from repconv_cli.report import sentences
 from repconv_cli.report.advice import NOTHING, advice_on
 from repconv_cli.report.bench import bench_screen
-from repconv_cli.report.contents import contents_parts
+from repconv_cli.report.contents import contents_parts, grouped
 from repconv_cli.report.tables import blocks_table, checks_table, totals_table
 from repconv_cli.report.words import command, inputs, lines, plain
 from repconv_cli.results import BlockFacts, Result, Verification
@@ -56,14 +56,12 @@ class Report:
             if self.result.verification is not None and not self.result.verification.passed:
                 yield self._verdict(self.result.verification)
             return
-        if self.result.contents is not None:
-            if self.result.blocks:
+        if self.result.contents is not None and not self.result.blocks:
+            yield Text()
+            yield from contents_parts(self.result.contents, self.width, every=self.every)
+            if sentences.is_unknown(self.result):
                 yield Text()
-                yield blocks_table(self.result.blocks, self.width, every=self.every)
-                yield self._next("repconv", "fuse", self.result.source.name, "OUT.safetensors", *self.options)
-                return
-            yield from contents_parts(self.result.contents, every=self.every)
-            yield self._next("repconv", "inspect", self.result.source.name, "--arch", "file.py:callable")
+                yield self._next("repconv", "inspect", self.result.source.name, "--arch", "file.py:callable")
             return
         if self.result.command != "verify":
             if self.result.blocks:
@@ -75,7 +73,8 @@ class Report:
             if self.result.totals is not None:
                 yield Text()
                 yield totals_table(self.result, self.result.totals)
-            yield Text()
+            if self.result.blocks or self.result.command == "fuse":
+                yield Text()
         yield from self._proof()
         if self.details:
             seconds = ", ".join(f"{plain(name)} {spent:.1f} s" for name, spent in self.result.seconds.items())
@@ -94,7 +93,7 @@ class Report:
         head = self._line(f"{name}   {sentences.what_it_is(result)}", 2)
         head.stylize("bold", 0, len(name))
         yield head
-        if result.contents is None and result.command in ("inspect", "fuse"):
+        if result.command in ("inspect", "fuse"):
             yield self._line(sentences.headline(result), 2)
         elif result.command == "verify" and result.output is not None:
             yield self._line(f"{plain(result.output.path)}   {size_of(result.output.size_bytes)}", 2)
@@ -106,7 +105,7 @@ class Report:
     def _each_block(self) -> Iterator[Text]:
         for block in self.result.blocks:
             yield self._line(f"  {plain(block.name)} → {_fate(block)}", 4)
-            yield self._line(f"    from {', '.join(map(plain, block.sources))}", 9)
+            yield self._line(f"    from {', '.join(grouped(block.sources))}", 9)
 
     def _refusals(self) -> Iterator[Text]:
         refusals = self.result.refusals

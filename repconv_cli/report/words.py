@@ -50,7 +50,13 @@ def percent(change: Change) -> str:
         return ""
     if change.before == change.after:
         return "0 %"
-    return f"{100 * (change.after - change.before) / change.before:+.1f} %".replace("-", "−")
+    share = 100 * (change.after - change.before) / change.before
+    return f"{share:+.{1 if abs(share) >= 0.1 else 2}f} %".replace("-", "−")
+
+
+def share_of(value: float) -> str:
+    """Return a share of 1 as ``98.2 %``."""
+    return f"{100 * value:.1f} %"
 
 
 def shape(sizes: Iterable[int | None]) -> str:

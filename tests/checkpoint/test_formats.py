@@ -50,7 +50,7 @@ OTHERS = [
     ("JSON", b'{"weights": {}}', "JSON"),
     ("pickle", pickle.dumps({"a": 1}), "bare pickle"),
     ("empty", b"", r"empty \(0 bytes\)"),
-    ("text", b"hello world, hello world", "format is not known"),
+    ("text", b"hello world,\nhello world", r"this is text that starts with 'hello world,'; needed: a torch"),
     ("binary", bytes(range(1, 255)), "format is not known"),
 ]
 
@@ -92,7 +92,7 @@ def test_a_missing_file_suggests_near_names(tmp_path: Path, refused) -> None:  #
 
 def test_names_with_control_characters_are_escaped(tmp_path: Path, refused) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a\x1b[31m\n.pt").write_bytes(b"x")
-    refused(tmp_path / "a\x1b[31m\n.pt", InputError, r"a\\x1b\[31m\\n\.pt: the format")
+    refused(tmp_path / "a\x1b[31m\n.pt", InputError, r"a\\x1b\[31m\\n\.pt: this is text")
     refused(tmp_path / "a\x1b[31m\n.pth", InputError, r"Did you mean a\\x1b")
 
 

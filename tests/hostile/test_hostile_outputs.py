@@ -62,7 +62,7 @@ GRAPHS = [
     ("two outputs", lambda graph: graph["results"].append(graph["results"][0]), 2, "how it says that they nest"),
     ("another input", inputs(example=[2, 9, 8, 8], shape=[None, 9, None, None]), 2, "does not fit together"),
     ("input of another type", inputs(dtype="int64"), 2, "does not fit together|its inputs are"),
-    ("sizes that are negative", inputs(shape=[-1, -1, -1, -1]), 2, "fixed"),
+    ("sizes that are negative", inputs(shape=[-1, -1, -1, -1]), 2, "its input is -1×-1"),
 ]  # fmt: skip
 
 

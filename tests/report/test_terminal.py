@@ -10,7 +10,8 @@ from rich.console import Console
 
 from repconv_cli.report.advice import advice_on
 from repconv_cli.report.terminal import Report
-from repconv_cli.results import Result, Verification
+from repconv_cli.report.words import percent
+from repconv_cli.results import Change, Result, TensorFacts, Totals, Verification
 from tests.report.made import BENCHED, DIFFERENT, FUSED, INSPECTED, LISTED, VERIFIED, block
 
 ALL = {
@@ -69,7 +70,10 @@ def test_figures_that_a_narrow_screen_leaves_out_are_in_the_wide_one() -> None:
     ("result", "end"),
     [
         (VERIFIED, "PASS  the fused file computes what repvgg_a0.pt computes."),
-        (DIFFERENT, "FAIL  the outputs are not those of repvgg_a0.pt. First block that is off: stages.1.2."),
+        (
+            DIFFERENT,
+            "FAIL  do not use this file: its outputs are not those of repvgg_a0.pt. First block that",
+        ),
     ],
 )
 def test_the_verdict_of_verify_is_its_last_line(result: Result, end: str) -> None:
@@ -127,3 +131,52 @@ def test_what_was_assumed_is_said_before_the_verdict() -> None:
         "Assumed   BN eps 1e-05",
         "PARTIAL  nothing differs from repvgg_a0.pt, but not all was checked.",
     ]
+
+
+def test_weights_of_a_known_family_say_what_can_be_fused_and_nothing_unknown() -> None:
+    unknown = Change(None, None)
+    blocks = tuple(replace(one, ops=unknown, macs=unknown) for one in INSPECTED.blocks)
+    totals = Totals(unknown, unknown, unknown, Change(9_108_968, 8_309_384), unknown)
+    for width in (80, 120):
+        lines = screen(replace(LISTED, blocks=blocks, totals=totals), width)
+        assert lines[1] == "22 blocks can be fused: parameters −8.8 %."
+        assert next(line for line in lines if line.startswith("block")).split() == [
+            "block", "branches", "weight", "parameters",
+        ]  # fmt: skip
+        assert "–" not in "".join(lines)
+        assert lines[-2:] == ["", "Next: repconv fuse repvgg_a0.pt OUT.safetensors"]
+
+
+def test_weights_of_no_known_family_ask_for_the_architecture() -> None:
+    lines = screen(LISTED)
+    assert lines[1] == "3 tensors with 48 float32 values."
+    assert lines[-1] == "Next: repconv inspect repvgg_a0.pt --arch file.py:callable"
+
+
+def test_weights_that_were_fused_before_need_nothing_more() -> None:
+    unknown = Change(None, None)
+    lines = screen(replace(LISTED, totals=Totals(unknown, unknown, unknown, Change(48, 48), unknown)))
+    assert lines[1].startswith("Nothing to fuse")
+    assert not any(line.startswith("Next") for line in lines)
+
+
+def test_names_of_tensors_break_at_joints_only() -> None:
+    name = "backbone.stages.0.downsample_of_the_shortcut.norm"
+    tensors = tuple(TensorFacts(f"{name}.{leaf}", "float32", (8,)) for leaf in ("weight", "bias", "running_mean"))
+    listed = replace(LISTED, contents=replace(LISTED.contents, tensors=tensors))  # type: ignore[type-var]
+    lines = screen(listed, 76)
+    first = next(index for index, line in enumerate(lines) if line.startswith("backbone"))
+    parts = [line.split()[0] for line in lines[first : lines.index("", first)]]
+    assert "".join(parts) == f"{name}.{{weight,bias,running_mean}}"
+    assert all(part[-1] in "._,}" for part in parts)
+
+
+def test_weights_that_differ_are_not_called_outputs() -> None:
+    alone = replace(DIFFERENT.verification, max_abs=None)
+    assert "FAIL  do not use this file: its weights are not those of" in "\n".join(
+        screen(replace(DIFFERENT, verification=alone), 200)
+    )
+
+
+def test_a_small_change_is_not_told_as_none() -> None:
+    assert percent(Change(11_689_512, 11_684_712)) == "−0.04 %"
