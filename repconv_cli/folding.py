@@ -61,13 +61,18 @@ class Folder:
         module = rebuilt.module
         structure = f"{module}{tuple(rebuilt.example.shape)}"
         if structure not in self.traced:
-            traced = trace(module, (rebuilt.example,))
-            # Of the tensors only the names are of use to the next block.
-            names = {key: tensor.to("meta") for key, tensor in traced.tensors.items()}
-            self.traced[structure] = replace(traced, tensors=names)
+            self.traced[structure] = self._trace(block)
         traced = self.traced[structure]
         own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         return replace(traced, tensors={key: own[key].detach() for key in traced.tensors})
+
+    def _trace(self, block: FamilyBlock) -> Program:
+        # A trace reads no values, and zeros that nothing has read or written take no memory.
+        blank = {key: torch.zeros(self.tensors[key].shape, dtype=torch.float64) for key in block.sources}
+        rebuilt = rebuild_block(block, blank, self.eps)
+        traced = trace(rebuilt.module, (rebuilt.example,))
+        # Of the tensors only the names are of use to the next block.
+        return replace(traced, tensors={key: tensor.to("meta") for key, tensor in traced.tensors.items()})
 
 
 def _only_layer(block: FamilyBlock, fused: Fused) -> tuple[Tensor, Tensor | None]:

@@ -101,7 +101,7 @@ class Rebuilt:
 
 
 def rebuild_block(block: FamilyBlock, tensors: Mapping[str, Tensor], eps: Eps) -> Rebuilt:
-    """Return ``block`` as a module in eval mode, its parameters float64 copies of ``tensors``."""
+    """Return ``block`` as a module in eval mode that holds ``tensors``: weights as they are, all else in float64."""
     shapes = {key: tuple(tensors[key].shape) for key in block.sources}
     weight = shapes[f"{main_layer(block.part).path}.weight"]
     builder = _Builder(tensors, eps, groups_of(block.part, shapes), weight)
@@ -153,11 +153,12 @@ class _Builder:
         return tuple(dilation * (size - 1) // 2 for size in kernel)
 
     def _layer(self, layer: Layer, is_padded: bool) -> nn.Module:
-        weight = self._double(f"{layer.path}.weight")
+        # The largest of all: whoever computes with it makes it float64.
+        weight = self.tensors[f"{layer.path}.weight"].detach()
         bias = self._double(f"{layer.path}.bias") if f"{layer.path}.bias" in self.tensors else None
         kernel = tuple(weight.shape[2:])
         if layer.adds_identity:
-            weight = weight + _identity(tuple(weight.shape))
+            weight = weight.double() + _identity(tuple(weight.shape))
         with torch.device("meta"):
             made = self._empty_layer(layer, tuple(weight.shape), kernel, is_padded, bias is not None)
         _set(made, {"weight": weight, "bias": bias})
