@@ -46,6 +46,8 @@ def chunks(
             raise OutputError(f"tensor {quoted(name)} is {found}", needed=f"{tuple(planned.shape)} of {planned.dtype}")
         if tensor.numel():
             yield _bytes_of(tensor)
+        # While the next one is made, this one is of no more use.
+        del tensor
 
 
 def require_same(path: Path, sha256: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -214,10 +214,13 @@ def _write_chunks(
                 _await(under_way)
                 under_way = [pool.submit(digest.update, piece), pool.submit(handle.write, piece)]
                 unreleased += len(piece)
+                del piece
                 if release is not None and unreleased >= _PIECE_BYTES:
                     release()
                     unreleased = 0
             size += len(chunk)
+            # Nothing but the writing holds it while the next one is made.
+            del chunk
         _await(under_way)
     handle.flush()
     os.fsync(handle.fileno())
