@@ -2,46 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
-from repconv_cli.by_family import Deployed, deploy, partial, recognise, totals_alone
+from repconv_cli.by_family import DeployForm, partial, recognise, totals_alone
+from repconv_cli.checkpoint import write_safetensors
 from repconv_cli.checkpoint.families.find import Found
 from repconv_cli.checkpoint.families.words import eps_alone, notes
 from repconv_cli.clock import Clock
 from repconv_cli.diagnosis import first_difference_by_key, largest_error, looks_like
-from repconv_cli.errors import InputError
-from repconv_cli.made import Made, metadata
+from repconv_cli.errors import InputError, RepconvError
+from repconv_cli.graph.certificate import LIMIT
+from repconv_cli.made import metadata
 from repconv_cli.opening import Opened, WeightsAlone
 from repconv_cli.options import Options
-from repconv_cli.outputs import DeployForm
-from repconv_cli.results import InputFacts, Result, Verification
+from repconv_cli.results import InputFacts, OutputFacts, Result, Verification
 
 _NO_INPUT = InputFacts((), (), False)
 
 
-def fuse_alone(alone: WeightsAlone, options: Options, clock: Clock) -> Made:
-    """Return the file's weights in deploy form, each block proven."""
+def fuse_alone(
+    alone: WeightsAlone, out: str | Path, options: Options, clock: Clock, *, force: bool, dry_run: bool
+) -> Result:
+    """Write the weights in deploy form, each block proven and written before the next is made.
+
+    With ``strict`` nothing is left under ``out``: weights alone are never checked as a whole.
+    """
     alone, found = _recognised(alone, options)
-    deployed = _deployed(alone, found, options, clock)
-    verification = partial(deployed, options.eps)
-    result = Result(
+    form = _deploy_form(alone, found, options, clock)
+    verification = partial(found, options.eps)
+    figures = {"certificate_limit": LIMIT, "blocks": len(found.blocks)}
+    family = found.family.name, eps_alone(found, options.eps)
+    with clock.phase("Fusing"):
+        written = write_safetensors(
+            out,
+            form.planned,
+            metadata(alone.facts, form.key_map(), verification, figures, family=family),
+            force=force,
+            source=alone.path,
+            dry_run=dry_run or options.strict,
+            make=lambda key: _made(form, key, alone.facts.name),
+            release=alone.release,
+        )
+    return Result(
         "fuse",
         alone.facts,
         _NO_INPUT,
-        deployed.facts({key: tuple(tensor.shape) for key, tensor in alone.tensors.items()}),
+        form.facts(),
         (),
-        totals_alone(found, alone.tensors, deployed.tensors),
-        verification,
+        totals_alone(found, alone.tensors, form.planned),
+        replace(verification, float64=form.worst_error()),
+        output=None if options.strict else OutputFacts(str(out), written.size_bytes, written.sha256, dry_run),
         notes=notes(found),
         seconds=clock.seconds,
     )
-    figures = {"worst_certificate": verification.float64 or 0.0, "blocks": len(deployed.folded)}
-    family = found.family.name, eps_alone(found, options.eps)
-    described = metadata(alone.facts, deployed.key_map(), verification, figures, family=family)
-    return Made(result, DeployForm(deployed.tensors), described)
+
+
+def _made(form: DeployForm, key: str, source: str) -> Tensor:
+    """Return a tensor of ``form``; an error is of the source, not of the file that it is written to."""
+    try:
+        return form[key]
+    except RepconvError as error:
+        raise error.at(source) from error
 
 
 def verify_alone(alone: WeightsAlone, written: Opened | WeightsAlone, options: Options, clock: Clock) -> Result:
@@ -49,13 +74,15 @@ def verify_alone(alone: WeightsAlone, written: Opened | WeightsAlone, options: O
     alone, found = _recognised(alone, options)
     if options.eps is None and "repconv.eps" in written.metadata and _eps_in(written) != found.family.eps:
         options = replace(options, eps=_eps_in(written))
-    deployed = _deployed(alone, found, options, clock)
+    form = _deploy_form(alone, found, options, clock)
     tensors = written.tensors if isinstance(written, WeightsAlone) else written.tensors()
+    with clock.phase("Fusing"):
+        verification = judge_tensors(partial(found, options.eps), form, form.keys_by_block(), tensors)
     return Result(
         "verify",
         alone.facts,
         _NO_INPUT,
-        verification=judge_tensors(partial(deployed, options.eps), deployed, tensors),
+        verification=replace(verification, float64=form.worst_error()),
         notes=notes(found),
         seconds=clock.seconds,
     )
@@ -68,15 +95,18 @@ def _eps_in(written: Opened | WeightsAlone) -> float:
         raise InputError("its metadata gives an eps that is no number", where=written.facts.name) from None
 
 
-def _deployed(alone: WeightsAlone, found: Found, options: Options, clock: Clock) -> Deployed:
+def _deploy_form(alone: WeightsAlone, found: Found, options: Options, clock: Clock) -> DeployForm:
     eps = eps_alone(found, options.eps)
-    with clock.phase("Fusing"):
-        return deploy(found, alone.tensors, lambda path: eps, options.seed, clock.report)
+    return DeployForm(found, alone.tensors, lambda path: eps, options.seed, clock.report)
 
 
-def judge_tensors(verification: Verification, deployed: Deployed, found: Mapping[str, Tensor]) -> Verification:
-    """Return the verdict with what comparing the tensors of a file with those of ``deployed`` adds to it."""
-    expected = deployed.tensors
+def judge_tensors(
+    verification: Verification,
+    expected: Mapping[str, Tensor],
+    keys_by_block: Sequence[tuple[str, str]],
+    found: Mapping[str, Tensor],
+) -> Verification:
+    """Return the verdict with what comparing the tensors of a file with ``expected`` adds to it."""
     verification = replace(verification, tensors_checked=len(expected))
     if set(expected) != set(found):
         missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
@@ -84,8 +114,7 @@ def judge_tensors(verification: Verification, deployed: Deployed, found: Mapping
             f"it has {key}, which is not expected" for key in extra[:1]
         ]
         return replace(verification, verdict="fail", passed=False, looks_like=" and ".join(parts))
-    by_block = [(fold.block.name, key) for fold in deployed.folded for key in fold.keys]
-    difference = first_difference_by_key(by_block, expected, found)
+    difference = first_difference_by_key(keys_by_block, expected, found)
     if difference is None:
         return verification
     return replace(

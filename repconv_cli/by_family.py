@@ -6,8 +6,8 @@ assumed, and listed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,32 +16,16 @@ from repconv_cli.checkpoint.families.find import FamilyBlock, Found, find_blocks
 from repconv_cli.checkpoint.families.modules import Eps
 from repconv_cli.checkpoint.families.parts import Layer, Norm, leaves
 from repconv_cli.checkpoint.families.recognise import family_of, nearest_family
-from repconv_cli.checkpoint.families.shapes import Shapes, main_layer
+from repconv_cli.checkpoint.families.shapes import Shapes, fused_shapes, main_layer
 from repconv_cli.checkpoint.families.words import assumptions, branches_of, kind_of
 from repconv_cli.checkpoint.quoting import listed, quoted
+from repconv_cli.checkpoint.values import is_finite
 from repconv_cli.clock import Progress
 from repconv_cli.errors import InputError
 from repconv_cli.folding import Folded, Folder
 from repconv_cli.results import BlockFacts, Change, Totals, Verification
 
 _ARCH = "Give it with --arch file.py:callable (or timm:NAME, torchvision:NAME)."
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """Weights in deploy form: the family's blocks, each one convolution, and all other tensors as they were."""
-
-    found: Found
-    folded: tuple[Folded, ...]
-    tensors: dict[str, Tensor]
-
-    def key_map(self) -> dict[str, list[str]]:
-        """Return the keys that went into each new key."""
-        return {key: list(fold.block.sources) for fold in self.folded for key in fold.keys}
-
-    def facts(self, shapes: Shapes) -> tuple[BlockFacts, ...]:
-        """Return what is told of each block; ``shapes`` are those of the weights that it was made of."""
-        return tuple(block_facts_alone(fold.block, fold.facts, shapes) for fold in self.folded if fold.facts)
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> Found:
@@ -59,46 +43,97 @@ def recognise(tensors: Mapping[str, Tensor]) -> Found:
             + (f", or keys of a known family (the nearest: {near.name}, {listed(near.marks)})" if near else ""),
             hint=_ARCH,
         )
-    return find_blocks(family, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    return find_blocks(family, shapes_of(tensors))
 
 
 def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "scalar"
 
 
-def deploy(
-    found: Found,
-    tensors: Mapping[str, Tensor],
-    eps: Eps,
-    seed: int = 0,
-    progress: Progress | None = None,
-    *,
-    keeps_float64: bool = False,
-) -> Deployed:
-    """Return ``tensors`` in deploy form: every block folded in float64 and proven, then cast once.
+class DeployForm(Mapping[str, Tensor]):
+    """Weights in deploy form, made as they are read: a block is folded in float64, proven, and cast once.
 
-    There are never more float64 tensors than one block's at once, unless ``keeps_float64``.
+    A block's tensors are given up once each was read, so there are never more than those of a few blocks; read again,
+    they are made again. ``planned`` tells all shapes and types beforehand, ``folded`` what was proven so far, with its
+    float64 tensors if ``keeps_float64``.
     """
-    folder = Folder(tensors, eps, seed)
-    folded = []
-    result = {key: tensors[key] for key in found.kept}
-    with torch.no_grad():
-        for index, block in enumerate(found.blocks):
-            if progress is not None:
-                progress(f"Proving {block.name}", index, len(found.blocks))
-            fold = folder.fold(block)
-            result |= {key: _cast(key, tensor, _dtype(block, tensors)) for key, tensor in fold.tensors.items()}
-            folded.append(fold if keeps_float64 else replace(fold, tensors={}))
-    return Deployed(found, tuple(folded), result)
+
+    def __init__(
+        self,
+        found: Found,
+        tensors: Mapping[str, Tensor],
+        eps: Eps,
+        seed: int = 0,
+        progress: Progress | None = None,
+        *,
+        keeps_float64: bool = False,
+    ) -> None:
+        self.found, self.tensors, self.shapes = found, tensors, shapes_of(tensors)
+        self.progress, self.keeps_float64 = progress, keeps_float64
+        self.folder = Folder(tensors, eps, seed)
+        self.owners: dict[str, FamilyBlock] = {}
+        self.planned = {key: tensors[key].to("meta") for key in found.kept}
+        for block in found.blocks:
+            new = {f"{block.target}.{name}": shape for name, shape in fused_shapes(block.part, self.shapes).items()}
+            self.owners |= dict.fromkeys(new, block)
+            self.planned |= {key: torch.empty(new[key], dtype=self._dtype(block), device="meta") for key in new}
+        self.folds: dict[str, Folded] = {}
+        self.unread: dict[str, Tensor] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.planned)
+
+    def __len__(self) -> int:
+        return len(self.planned)
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self.owners:
+            return self.tensors[key]
+        if key not in self.unread:
+            self._make(self.owners[key])
+        return self.unread.pop(key)
+
+    @property
+    def folded(self) -> tuple[Folded, ...]:
+        """What was proven so far, in the file's order."""
+        return tuple(self.folds[block.target] for block in self.found.blocks if block.target in self.folds)
+
+    def keys_by_block(self) -> list[tuple[str, str]]:
+        """Return each new key with the name of its block."""
+        return [(block.name, key) for key, block in self.owners.items()]
+
+    def key_map(self) -> dict[str, list[str]]:
+        """Return the keys that went into each new key."""
+        return {key: list(block.sources) for key, block in self.owners.items()}
+
+    def facts(self) -> tuple[BlockFacts, ...]:
+        """Return what is told of each block that was proven."""
+        return tuple(block_facts_alone(fold.block, fold.facts, self.shapes) for fold in self.folded if fold.facts)
+
+    def worst_error(self) -> float:
+        """Return the largest error of any certificate so far."""
+        return max((fold.certificate.error for fold in self.folded if fold.certificate), default=0.0)
+
+    def _make(self, block: FamilyBlock) -> None:
+        if self.progress is not None:
+            self.progress(f"Proving {block.name}", len(self.folds), len(self.found.blocks))
+        with torch.no_grad():
+            fold = self.folder.fold(block)
+            self.unread |= {key: _cast(key, tensor, self._dtype(block)) for key, tensor in fold.tensors.items()}
+        self.folds[block.target] = fold if self.keeps_float64 else replace(fold, tensors={})
+
+    def _dtype(self, block: FamilyBlock) -> torch.dtype:
+        return self.tensors[f"{main_layer(block.part).path}.weight"].dtype
 
 
-def _dtype(block: FamilyBlock, tensors: Mapping[str, Tensor]) -> torch.dtype:
-    return tensors[f"{main_layer(block.part).path}.weight"].dtype
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor."""
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     cast = tensor.to(dtype)
-    if not bool(torch.isfinite(cast).all()):
+    if not is_finite(cast):
         raise InputError(f"tensor {quoted(key)} of the fused model is beyond what {dtype} can hold")
     return cast.contiguous()
 
@@ -117,7 +152,7 @@ def block_facts_alone(block: FamilyBlock, facts: BlockFacts, shapes: Shapes) -> 
     )
 
 
-def partial(deployed: Deployed, eps: float | None) -> Verification:
+def partial(found: Found, eps: float | None) -> Verification:
     """Return the verdict on weights alone: each block is proven, the model as a whole cannot be."""
     return Verification(
         verdict="partial",
@@ -129,8 +164,8 @@ def partial(deployed: Deployed, eps: float | None) -> Verification:
         ratio=None,
         limit=None,
         top1=None,
-        float64=max((f.certificate.error for f in deployed.folded if f.certificate), default=0.0),
-        assumptions=assumptions(deployed.found, eps),
+        float64=None,
+        assumptions=assumptions(found, eps),
         not_checked=("the outputs of the whole model: weights alone hold no graph (--arch gives it)",),
     )
 

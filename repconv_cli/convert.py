@@ -82,7 +82,20 @@ def fuse(
         return convert_onnx.fuse(path, out, options, force=force, dry_run=dry_run, clock=clock)
     check_format(out)
     check_output(out, force=force, source=path if path is not None and path.exists() else None)
-    made = _made(source, out, options, clock)
+    with clock.phase("Reading"):
+        opened = open_source(source, options)
+    if (isinstance(opened, WeightsAlone) or options.target == "deploy") and Path(out).suffix in (".onnx", ".pt2"):
+        raise InputError(
+            f"a deploy form is tensors by name, and {Path(out).suffix} is a graph",
+            where=opened.facts.name,
+            needed="a .safetensors",
+        )
+    try:
+        if isinstance(opened, WeightsAlone):
+            return fuse_alone(opened, out, options, clock, force=force, dry_run=dry_run)
+        made = _made(opened, out, options, clock)
+    except RepconvError as error:
+        raise error.at(opened.facts.name) from error
     if made.result.exit_code(options.strict):
         return made.result
     with clock.phase("Writing"):
@@ -91,24 +104,13 @@ def fuse(
     return replace(made.result, output=output, seconds=clock.seconds)
 
 
-def _made(source: str | Path | nn.Module, out: str | Path, options: Options, clock: Clock) -> Made:
-    with clock.phase("Reading"):
-        opened = open_source(source, options)
-    try:
-        if (isinstance(opened, WeightsAlone) or options.target == "deploy") and Path(out).suffix in (".onnx", ".pt2"):
-            raise InputError(
-                f"a deploy form is tensors by name, and {Path(out).suffix} is a graph", needed="a .safetensors"
-            )
-        if isinstance(opened, WeightsAlone):
-            return fuse_alone(opened, options, clock)
-        _require_no_eps(options)
-        with clock.phase("Tracing"):
-            program, is_guessed = trace_source(opened, options)
-        if options.target == "deploy":
-            return fuse_deploy(opened, program, is_guessed, options, clock)
-        return fuse_full(opened, program, is_guessed, options, clock, out)
-    except RepconvError as error:
-        raise error.at(opened.facts.name) from error
+def _made(opened: Opened, out: str | Path, options: Options, clock: Clock) -> Made:
+    _require_no_eps(options)
+    with clock.phase("Tracing"):
+        program, is_guessed = trace_source(opened, options)
+    if options.target == "deploy":
+        return fuse_deploy(opened, program, is_guessed, options, clock)
+    return fuse_full(opened, program, is_guessed, options, clock, out)
 
 
 def _require_no_eps(options: Options) -> None:

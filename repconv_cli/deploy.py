@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx
 
 from repconv_cli.alone import judge_tensors
-from repconv_cli.by_family import Deployed, deploy, recognise
+from repconv_cli.by_family import DeployForm, recognise
 from repconv_cli.checkpoint.families.find import Found
 from repconv_cli.checkpoint.families.shapes import main_layer
 from repconv_cli.checkpoint.families.words import notes
@@ -24,7 +24,7 @@ from repconv_cli.graph.serial import from_json, to_json
 from repconv_cli.made import Made, metadata
 from repconv_cli.opening import Opened, WeightsAlone
 from repconv_cli.options import Options
-from repconv_cli.outputs import DeployForm
+from repconv_cli.outputs import TensorsOutput
 from repconv_cli.results import Result, Verification
 from repconv_cli.verdict import proof_inputs
 
@@ -32,10 +32,18 @@ _FULL = "--target full fuses all that the graph allows, whatever its names."
 
 
 @dataclass(frozen=True)
+class _Deployed:
+    """The form, and all its tensors."""
+
+    form: DeployForm
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class _InGraph:
     """A model in deploy form: its tensors, and the graph that reads them."""
 
-    deployed: Deployed
+    deployed: _Deployed
     placed: Placed
     fused: Fused
 
@@ -50,7 +58,7 @@ def inspect_deploy(opened: Opened, program: Program, is_guessed: bool, options: 
         input_facts(program, is_guessed),
         tuple(block_facts(block) for block in placed.plan.blocks),
         totals=totals(placed.plan, placed.fusions),
-        notes=(*program.notes, *notes(deployed.found)),
+        notes=(*program.notes, *notes(deployed.form.found)),
         seconds=clock.seconds,
     )
 
@@ -64,7 +72,7 @@ def fuse_deploy(opened: Opened, program: Program, is_guessed: bool, options: Opt
             compare_outputs(program, opened.module, final, ProgramModule(final), options, clock.report), made.placed
         )
     unsaved = sorted(set(final.tensors) - set(made.deployed.tensors))
-    told = [*program.notes, *notes(made.deployed.found)]
+    told = [*program.notes, *notes(made.deployed.form.found)]
     if unsaved:
         told.append(f"the file holds no graph: it would need {unsaved[0]}, which the deploy class does not save")
     result = Result(
@@ -84,13 +92,13 @@ def fuse_deploy(opened: Opened, program: Program, is_guessed: bool, options: Opt
         from_json(graph, final.tensors)
     described = metadata(
         opened.facts,
-        made.deployed.key_map(),
+        made.deployed.form.key_map(),
         verification,
         figures(made.fused),
         graph=graph,
-        family=(made.deployed.found.family.name, None),
+        family=(made.deployed.form.found.family.name, None),
     )
-    return Made(result, DeployForm(made.deployed.tensors), described)
+    return Made(result, TensorsOutput(made.deployed.tensors), described)
 
 
 def verify_deploy(
@@ -110,13 +118,18 @@ def verify_deploy(
         stored = replace(final, tensors={key: found.get(key, tensor) for key, tensor in final.tensors.items()})
         judged = stored if fitting else final
         verification = compare_outputs(program, opened.module, judged, ProgramModule(judged), options, clock.report)
-        verification = judge_tensors(_with_unchecked(verification, made.placed), made.deployed, found)
+        verification = judge_tensors(
+            _with_unchecked(verification, made.placed),
+            made.deployed.tensors,
+            made.deployed.form.keys_by_block(),
+            found,
+        )
     return Result(
         "verify",
         opened.facts,
         input_facts(program, is_guessed),
         verification=verification,
-        notes=(*program.notes, *notes(made.deployed.found)),
+        notes=(*program.notes, *notes(made.deployed.form.found)),
         seconds=clock.seconds,
     )
 
@@ -135,7 +148,7 @@ def _in_graph(opened: Opened, program: Program, options: Options, clock: Clock) 
     return _InGraph(deployed, placed, fused)
 
 
-def _placed(opened: Opened, program: Program, options: Options, clock: Clock) -> tuple[Deployed, Placed]:
+def _placed(opened: Opened, program: Program, options: Options, clock: Clock) -> tuple[_Deployed, Placed]:
     if options.blocks is not None:
         raise InputError("--blocks with --target deploy: the deploy class needs every block fused", hint=_FULL)
     tensors = opened.tensors()
@@ -145,8 +158,9 @@ def _placed(opened: Opened, program: Program, options: Options, clock: Clock) ->
     def eps(path: str) -> float:
         return known.get(path, found.family.eps)
 
-    deployed = deploy(found, tensors, eps, options.seed, clock.report, keeps_float64=True)
-    placed = place_blocks(program, _given(deployed), frozenset(tensors), options.seed)
+    form = DeployForm(found, tensors, eps, options.seed, clock.report, keeps_float64=True)
+    deployed = _Deployed(form, dict(form))
+    placed = place_blocks(program, _given(form), frozenset(tensors), options.seed)
     if placed.plan.refusals:
         first = placed.plan.refusals[0]
         raise InputError(
@@ -164,7 +178,7 @@ def _recognised(tensors: dict[str, Tensor]) -> Found:
         raise InputError(f"--target deploy: {error.found}", needed="keys of a known family", hint=_FULL) from None
 
 
-def _given(deployed: Deployed) -> list[GivenBlock]:
+def _given(form: DeployForm) -> list[GivenBlock]:
     return [
         GivenBlock(
             fold.block.name,
@@ -173,7 +187,7 @@ def _given(deployed: Deployed) -> list[GivenBlock]:
             f"{main_layer(fold.block.part).path}.weight",
             fold.tensors,
         )
-        for fold in deployed.folded
+        for fold in form.folded
         if fold.facts is not None
     ]
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from repconv_cli.checkpoint.families.find import FamilyBlock
-from repconv_cli.checkpoint.families.modules import Eps, rebuild_block
+from repconv_cli.checkpoint.families.modules import Branches, Eps, PaddedFirst, PerChannel, rebuild_block
 from repconv_cli.errors import InputError
 from repconv_cli.facts import block_facts
 from repconv_cli.graph.certificate import Certificate
 from repconv_cli.graph.fuse import Fused, fuse_program
-from repconv_cli.graph.program import Program, is_computation
-from repconv_cli.graph.trace import trace
+from repconv_cli.graph.layers import LayerGraph, Write, program_of
+from repconv_cli.graph.program import is_computation
 from repconv_cli.results import BlockFacts
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,18 @@ class Folded:
 
 
 class Folder:
-    """Folds blocks; what has the same structure and shapes is traced once."""
+    """Folds blocks of these tensors."""
 
     def __init__(self, tensors: Mapping[str, Tensor], eps: Eps, seed: int = 0) -> None:
         self.tensors, self.eps, self.seed = tensors, eps, seed
-        self.traced: dict[str, Program] = {}
 
     def fold(self, block: FamilyBlock) -> Folded:
         """Return ``block`` as one convolution, proven.
 
         Raises :class:`InputError` where it is not one.
         """
-        program = self._program(block)
+        rebuilt = rebuild_block(block, self.tensors, self.eps)
+        program = program_of(rebuilt.module, rebuilt.example, WRITERS)
         # The block is the whole program: its certificate is the proof, a run of the whole would be the same again.
         fused = fuse_program(program, (), seed=self.seed)
         weight, bias = _only_layer(block, fused)
@@ -56,18 +58,30 @@ class Folder:
         facts = block_facts(fused.plan.blocks[0], proof) if fused.plan.blocks else None
         return Folded(block, tuple(tensors), tensors, facts, proof)
 
-    def _program(self, block: FamilyBlock) -> Program:
-        rebuilt = rebuild_block(block, self.tensors, self.eps)
-        module = rebuilt.module
-        structure = f"{module}{tuple(rebuilt.example.shape)}"
-        if structure not in self.traced:
-            traced = trace(module, (rebuilt.example,))
-            # Of the tensors only the names are of use to the next block.
-            names = {key: tensor.to("meta") for key, tensor in traced.tensors.items()}
-            self.traced[structure] = replace(traced, tensors=names)
-        traced = self.traced[structure]
-        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        return replace(traced, tensors={key: own[key].detach() for key in traced.tensors})
+
+def _sum(graph: LayerGraph, branches: Branches, x: fx.Node) -> fx.Node:
+    total = graph.write(branches.branches[0], x)
+    for branch, sign in zip(branches.branches[1:], branches.signs[1:], strict=True):
+        target = aten.add.Tensor if sign > 0 else aten.sub.Tensor
+        total = graph.call(branches, target, total, graph.write(branch, x))
+    return total if branches.divisor == 1 else graph.call(branches, aten.div.Tensor, total, branches.divisor)
+
+
+def _per_channel(graph: LayerGraph, layer: PerChannel, x: fx.Node) -> fx.Node:
+    return graph.call(layer, aten.add.Tensor if layer.is_shift else aten.mul.Tensor, x, layer.value)
+
+
+def _padded_first(graph: LayerGraph, layer: PaddedFirst, x: fx.Node) -> fx.Node:
+    batch, channels, *sizes = x.meta["shape"]
+    # Pairs from the last axis on.
+    pairs = zip(reversed(layer.padding[::2]), reversed(layer.padding[1::2]), strict=True)
+    grown = (low + size + high for size, (low, high) in zip(sizes, pairs, strict=True))
+    padded = graph.call(layer, aten.pad.default, x, list(layer.padding), shape=(batch, channels, *grown))
+    return graph.write(layer.chain, padded)
+
+
+WRITERS: dict[type[nn.Module], Write] = {Branches: _sum, PerChannel: _per_channel, PaddedFirst: _padded_first}
+"""How the parts of a rebuilt block that are not torch's own layers are written as a graph."""
 
 
 def _only_layer(block: FamilyBlock, fused: Fused) -> tuple[Tensor, Tensor | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -57,10 +57,15 @@ class Opened:
 
 @dataclass(frozen=True)
 class WeightsAlone:
-    """Tensors by key, and no graph; ``prefix`` is what was taken off all keys."""
+    """Tensors by key, and no graph; ``prefix`` is what was taken off all keys.
 
+    ``release`` lets go of the memory of tensors that were read, as :meth:`Source.release` does.
+    """
+
+    path: Path
     tensors: dict[str, Tensor]
     facts: SourceFacts
+    release: Callable[[], None]
     prefix: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     is_torchscript: bool = False
@@ -134,7 +139,9 @@ def _alone(found: Source) -> WeightsAlone:
         found.notes,
     )
     is_torchscript = found.format is FileFormat.TORCHSCRIPT
-    return WeightsAlone(found.tensors, facts, "".join(found.prefixes), found.metadata, is_torchscript)
+    return WeightsAlone(
+        found.path, found.tensors, facts, found.release, "".join(found.prefixes), found.metadata, is_torchscript
+    )
 
 
 def _saved(program: ProgramFile) -> frozenset[str]:

@@ -58,7 +58,7 @@ class Output(Writable, Protocol):
 
 
 @dataclass(frozen=True)
-class DeployForm:
+class TensorsOutput:
     """Tensors by the names of a deploy class, in a safetensors file."""
 
     tensors: Mapping[str, Tensor]
@@ -134,7 +134,7 @@ class ProgramOutput:
         """Return the file that now holds it."""
         del metadata
 
-        def check(written: Path) -> None:
+        def check(written: Path, _: str) -> None:
             if written.read_bytes() != self.data:
                 raise OutputError("what was read back is not what was written", hint="The disk may be failing.")
 

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "by_family": {"checkpoint", "clock", "errors", "folding", "results"},
     "made": {"opening", "outputs", "results"},
     "alone": {
-        "by_family", "checkpoint", "clock", "diagnosis", "errors", "made", "opening", "options", "outputs", "results",
+        "by_family", "checkpoint", "clock", "diagnosis", "errors", "graph", "made", "opening", "options", "results",
     },
     "full": {
         "clock", "diagnosis", "drawing", "errors", "facts", "graph", "made", "opening", "options", "outputs", "results",

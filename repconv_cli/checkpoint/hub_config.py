@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from repconv_cli.checkpoint.formats import open_regular
 from repconv_cli.checkpoint.quoting import listed, quoted
+from repconv_cli.checkpoint.reading import require_few_parts
 from repconv_cli.errors import DamagedFileError, InputError, RepconvError, UnsafeFileError
 
 MOST_JSON_BYTES = 16 << 20
@@ -48,7 +49,7 @@ def read_json(path: Path, most: int = MOST_JSON_BYTES) -> dict[str, Any]:
     """Return the JSON object in the file at ``path``, of at most ``most`` bytes.
 
     Raises:
-        InputError: it cannot be read, or is larger.
+        InputError: it cannot be read, is larger, or has more parts than any model needs.
         DamagedFileError: it is not one JSON object.
     """
     try:
@@ -56,6 +57,7 @@ def read_json(path: Path, most: int = MOST_JSON_BYTES) -> dict[str, Any]:
             text = handle.read(most + 1)
         if len(text) > most:
             raise InputError(f"it has more than {most} bytes")
+        require_few_parts(text, "it")
         try:
             found = json.loads(text)
         except (ValueError, RecursionError):

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_SPARE_BYTES = 64 << 20
+_MOST_TIMES = 16
+
+
 def read_inputs(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of ``path`` by name, in its order. Arrays of Python objects are refused: they are pickles.
 
@@ -42,9 +46,20 @@ def _from_npz(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
+        _require_borne_out(path)
         with np.load(path, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, KeyError, MemoryError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             "it cannot be read as .npz arrays of numbers", needed="an .npz or a .safetensors file"
         ) from error
+
+
+def _require_borne_out(path: Path) -> None:
+    """Check that the arrays of an ``.npz`` are not many times larger, unpacked, than the file."""
+    size = path.stat().st_size
+    allowed = _SPARE_BYTES + _MOST_TIMES * size
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > allowed:
+        raise InputError(f"its arrays take {unpacked} bytes in a file of {size}", needed=f"at most {allowed}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickletools
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import IO, BinaryIO, cast
 
 from repconv_cli.checkpoint.admitted import is_acting
@@ -35,13 +36,22 @@ _NO_PACKAGES = frozenset(("torch", "numpy", "argparse", "builtins", "collections
 
 
 def _hint(foreign: Iterable[str]) -> str:
-    """Return what to do: save plain weights, or trust the packages that the names are from."""
+    """Return what to do: save plain weights, or trust the packages that the names are from, if they are installed."""
     packages = dict.fromkeys(path.partition(".")[0] for path in foreign if not is_acting(path))
-    named = [name for name in packages if name.isidentifier() and name not in sys.stdlib_module_names | _NO_PACKAGES]
+    others = sys.stdlib_module_names | _NO_PACKAGES
+    named = [name for name in packages if name.isidentifier() and name not in others and _is_installed(name)]
     if not named:
         return _SAVE_AGAIN
     trust = " ".join(f"--trust {quoted(name)}" for name in named[:3])
     return f"{_SAVE_AGAIN} {trust} admits the module classes of an installed package."
+
+
+def _is_installed(package: str) -> bool:
+    # Of a name without a dot nothing is imported to find it.
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 class _Bounded:

@@ -6,6 +6,7 @@ write to a file that is open already. Its reader, which shares no code with this
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,65 +18,82 @@ from repconv_cli.checkpoint.safetensors_file import DTYPES, ITEM_BYTES, MOST_HEA
 from repconv_cli.errors import OutputError
 
 _NAMES = {getattr(torch, name): short for short, name in DTYPES.items()}
+Make = Callable[[str], torch.Tensor]
+"""Gives the tensor of a name when it is written."""
+
 _ALIGNMENT = 8
 _GROUP_BYTES = 64 << 20
 
 
-def chunks(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+def chunks(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], make: Make | None = None
+) -> Iterator[bytes | memoryview]:
     """Return the file piece by piece: the header, then each tensor, one copy in memory at a time.
 
     Wide elements come first, then names in order, so that every tensor is aligned and the order is always the same.
+    With ``make``, of ``tensors`` only the shapes and types are read, and each is made when its turn comes.
 
     Raises:
         OutputError: there is no tensor, or one has a name or a type that the format cannot hold.
     """
-    _check(tensors, metadata)
-    ordered = sorted(tensors, key=lambda name: (-ITEM_BYTES[_NAMES[tensors[name].dtype]], name))
-    yield _header(ordered, tensors, metadata)
-    for name in ordered:
-        if tensors[name].numel():
-            yield _bytes_of(tensors[name])
+    _check(tensors, metadata, may_be_meta=make is not None)
+    yield _header(tensors, metadata)
+    for name in _ordered(tensors):
+        planned = tensors[name]
+        tensor = planned if make is None else make(name)
+        if (tensor.shape, tensor.dtype) != (planned.shape, planned.dtype):
+            found = f"{tuple(tensor.shape)} of {tensor.dtype}"
+            raise OutputError(f"tensor {quoted(name)} is {found}", needed=f"{tuple(planned.shape)} of {planned.dtype}")
+        if tensor.numel():
+            yield _bytes_of(tensor)
+        # While the next one is made, this one is of no more use.
+        del tensor
 
 
-def require_same(
-    path: Path,
-    tensors: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, str],
-    release: Callable[[], None] | None = None,
-) -> None:
-    """Check that the safetensors library reads exactly ``tensors`` and ``metadata`` from ``path``.
+def require_same(path: Path, sha256: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Check that the safetensors library reads from ``path`` what was given to be written, bit for bit.
 
-    The file is opened anew for every few tensors: what the library has mapped stays in memory until it is closed.
-    ``release`` is called as often, and may let go of the memory of the tensors that were compared.
+    Names, shapes, types and ``metadata`` have to be those of ``tensors``, and their bytes as the library reads them,
+    after the header, have to give ``sha256``, the digest of all that was written. The file is opened anew for every
+    few tensors: what the library has mapped stays in memory until it is closed.
 
     Raises:
         OutputError: it cannot, or anything differs by a bit.
     """
     from safetensors import SafetensorError, safe_open
 
+    header = _header(tensors, metadata)
+    digest = hashlib.sha256(header)
     try:
+        with path.open("rb") as handle:
+            same = handle.read(len(header)) == header
         for group in _groups(tensors):
             with safe_open(path, framework="pt", device="cpu") as opened:
-                same = set(opened.keys()) == set(tensors) and (opened.metadata() or {}) == dict(metadata)
-                wrong = [name for name in group if not _is_same(opened.get_tensor(name), tensors[name])] if same else []
-            if not same or wrong:
-                break
-            if release is not None:
-                release()
+                same = same and set(opened.keys()) == set(tensors) and (opened.metadata() or {}) == dict(metadata)
+                if not same:
+                    break
+                for name in group:
+                    found = opened.get_tensor(name)
+                    same = same and (found.shape, found.dtype) == (tensors[name].shape, tensors[name].dtype)
+                    digest.update(_bytes_of(found))
     except (SafetensorError, OSError, RuntimeError, ValueError):
         raise OutputError("what was written cannot be read back", hint="Is the disk full or failing?") from None
-    if not same or wrong:
-        found = f"tensor {quoted(wrong[0])}" if wrong else "the table of tensors"
-        raise OutputError(f"{found} reads back differently from what was written", hint="Is the disk failing?")
+    if not same or digest.hexdigest() != sha256:
+        what = "a tensor" if same else "the table of tensors"
+        raise OutputError(f"{what} reads back differently from what was written", hint="Is the disk failing?")
+
+
+def _ordered(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    return sorted(tensors, key=lambda name: (-ITEM_BYTES[_NAMES[tensors[name].dtype]], name))
 
 
 def _groups(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
-    """Return the names in groups of about ``_GROUP_BYTES`` each."""
+    """Return the names in the file's order, in groups of about ``_GROUP_BYTES`` each."""
     group: list[str] = []
     size = 0
-    for name, tensor in tensors.items():
+    for name in _ordered(tensors):
         group.append(name)
-        size += tensor.numel() * tensor.element_size()
+        size += tensors[name].numel() * tensors[name].element_size()
         if size > _GROUP_BYTES:
             yield group
             group, size = [], 0
@@ -83,25 +101,26 @@ def _groups(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
         yield group
 
 
-def _check(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+def _check(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], *, may_be_meta: bool) -> None:
     if not tensors:
         raise OutputError("there are no tensors to write")
     for name, tensor in tensors.items():
         if not name or name == "__metadata__":
             raise OutputError(f"a tensor cannot be called {quoted(name) or 'nothing'} in a safetensors file")
-        if tensor.is_meta or tensor.layout is not torch.strided or tensor.dtype not in _NAMES:
+        is_missing = tensor.is_meta and not may_be_meta
+        if is_missing or tensor.layout is not torch.strided or tensor.dtype not in _NAMES:
             raise OutputError(f"tensor {quoted(name)} ({tensor.dtype}) cannot be stored in a safetensors file")
     texts = (*tensors, *metadata, *metadata.values())
     if not all(_is_text(text) for text in texts):
         raise OutputError("a name or a note is not valid text", needed="text that UTF-8 can hold")
 
 
-def _header(ordered: list[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
     table: dict[str, object] = {}
     if metadata:
         table["__metadata__"] = {key: metadata[key] for key in sorted(metadata)}
     begin = 0
-    for name in ordered:
+    for name in _ordered(tensors):
         tensor = tensors[name]
         end = begin + tensor.numel() * tensor.element_size()
         table[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
@@ -123,12 +142,6 @@ def _raw(tensor: torch.Tensor) -> torch.Tensor:
         # One element counts as contiguous whatever its stride.
         plain = plain.clone(memory_format=torch.contiguous_format)
     return plain.view(torch.uint8)
-
-
-def _is_same(read_back: torch.Tensor, written: torch.Tensor) -> bool:
-    if read_back.shape != written.shape or read_back.dtype != written.dtype:
-        return False
-    return not written.numel() or torch.equal(_raw(read_back), _raw(written))
 
 
 def _is_text(text: str) -> bool:

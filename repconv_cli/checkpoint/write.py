@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,13 +83,15 @@ def write_safetensors(
     force: bool,
     source: str | Path | None = None,
     dry_run: bool = False,
+    make: Callable[[str], torch.Tensor] | None = None,
     release: Callable[[], None] | None = None,
 ) -> WrittenFile:
     """Return the file that now holds ``tensors`` and ``metadata``, after reading it back bit for bit.
 
-    Tensors are written one by one; ``release`` is called now and then, and may let go of the memory of those that
-    were. The same arguments give the same bytes. With ``dry_run`` everything is done but the last rename. On any
-    exception, and on SIGTERM, nothing new exists under ``path``, what stood there before still does, and the
+    Tensors are written one by one. With ``make``, ``tensors`` tell only their shapes and types, and each is made when
+    its turn comes; whatever ``make`` raises ends it. ``release`` is called now and then, and may let go of the memory
+    of what was read. The same arguments give the same bytes. With ``dry_run`` everything is done but the last rename.
+    On any exception, and on SIGTERM, nothing new exists under ``path``, what stood there before still does, and the
     temporary file is gone. After SIGKILL the temporary file may be left.
 
     Raises:
@@ -100,8 +102,8 @@ def write_safetensors(
 
     return write_chunks(
         path,
-        safetensors_bytes.chunks(tensors, metadata),
-        lambda written: safetensors_bytes.require_same(written, tensors, metadata, release),
+        safetensors_bytes.chunks(tensors, metadata, make),
+        lambda written, sha256: safetensors_bytes.require_same(written, sha256, tensors, metadata),
         force=force,
         source=source,
         dry_run=dry_run,
@@ -112,7 +114,7 @@ def write_safetensors(
 def write_chunks(
     path: str | Path,
     chunks: Iterator[bytes | memoryview],
-    check: Callable[[Path], None],
+    check: Callable[[Path, str], None],
     *,
     force: bool,
     source: str | Path | None = None,
@@ -120,6 +122,8 @@ def write_chunks(
     release: Callable[[], None] | None = None,
 ) -> WrittenFile:
     """Return the file that now holds ``chunks``, after ``check`` has read back what is to be renamed.
+
+    ``check`` is given the file and the digest of what was written to it.
 
     Complete or not there, as :func:`write_safetensors` says. Whatever ``check`` raises ends it.
     """
@@ -129,7 +133,7 @@ def write_chunks(
         with _sigterm_raises(), _temporary_beside(target) as (temporary, handle):
             digest, size = _write_chunks(handle, chunks, release)
             mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
-            check(temporary)
+            check(temporary, digest)
             if not dry_run:
                 # The name may have been taken while the tensors were written.
                 check_output(path, force=force, source=source)
@@ -157,7 +161,7 @@ def write_text(path: str | Path, text: str, *, force: bool, source: str | Path |
         OutputError: as :func:`check_output`, or the disk refuses.
     """
     content = text.encode("utf-8", errors="replace")
-    write_chunks(path, iter([content]), lambda written: None, force=force, source=source)
+    write_chunks(path, iter([content]), lambda written, sha256: None, force=force, source=source)
 
 
 def _is_file(path: str | Path, status: os.stat_result) -> bool:
@@ -208,23 +212,32 @@ def _temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
 def _write_chunks(
     handle: BinaryIO, chunks: Iterator[bytes | memoryview], release: Callable[[], None] | None
 ) -> tuple[str, int]:
-    """Write ``chunks``, each hashed on a second core meanwhile; return the digest and the bytes written."""
+    """Write ``chunks``, each hashed and written while the next is made; return the digest and the bytes written."""
     digest, size, unreleased = hashlib.sha256(), 0, 0
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
+        under_way: list[Future[object]] = []
         for chunk in chunks:
             for start in range(0, len(chunk), _PIECE_BYTES):
                 piece = chunk[start : start + _PIECE_BYTES]
-                hashed = pool.submit(digest.update, piece)
-                handle.write(piece)
-                hashed.result()
+                _await(under_way)
+                under_way = [pool.submit(digest.update, piece), pool.submit(handle.write, piece)]
                 unreleased += len(piece)
+                del piece
                 if release is not None and unreleased >= _PIECE_BYTES:
                     release()
                     unreleased = 0
             size += len(chunk)
+            # Nothing but the writing holds it while the next one is made.
+            del chunk
+        _await(under_way)
     handle.flush()
     os.fsync(handle.fileno())
     return digest.hexdigest(), size
+
+
+def _await(under_way: list[Future[object]]) -> None:
+    for future in under_way:
+        future.result()
 
 
 def _flush_folder(folder: Path) -> None:

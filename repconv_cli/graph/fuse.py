@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,7 +77,7 @@ class _Workshop:
         self.unread.update(made)
         for key, tensor in made.items():
             cast = self.tensors[key] = tensor.to(self.dtype) if self.dtype else tensor
-            if not bool(torch.isfinite(cast).all()):
+            if not all(math.isfinite(extreme) for extreme in torch.aminmax(cast)):
                 raise _BlockUnprovenError(fusion.block, f"{key} has values that {_name(cast.dtype)} cannot hold")
 
     def constant(self, key: str) -> Tensor:

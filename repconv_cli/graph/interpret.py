@@ -178,7 +178,7 @@ def run_side_by_side(
     values = walk(
         program,
         lambda: [to_double(next(leaves)) for leaves in given],
-        lambda key: [to_double(tensor_of(key))] * len(given),
+        lambda key: _repeated(tensor_of(key), len(given)),
         call,
         keep,
     )
@@ -213,6 +213,11 @@ def walk(
             if last_use.get(source, node) is node:
                 values.pop(source, None)
     raise AssertionError("a graph ends in an output node")
+
+
+def _repeated(tensor: Tensor, count: int) -> list[Any]:
+    """Return a float64 tensor once for each sample; without samples nothing is cast."""
+    return [to_double(tensor)] * count if count else []
 
 
 def _nth(values: dict[fx.Node, list[Any]], index: int) -> Fetch:

@@ -66,7 +66,7 @@ def write_onnx(
         digest.update(chunk)
     beside = target.with_name(f"{target.name}.{digest.hexdigest()[:8]}.data")
     is_new = not beside.exists()
-    data = write_chunks(beside, _bytes_of(pieces, folder), lambda _: None, force=True)
+    data = write_chunks(beside, _bytes_of(pieces, folder), lambda *_: None, force=True)
     try:
         for piece in pieces:
             _refer(piece, beside.name)
@@ -124,7 +124,7 @@ def _write_model(
     except ValueError as error:
         raise OutputError("the model is too large for one ONNX file", where=quoted(path, limit=200)) from error
 
-    def check(temporary: Path) -> None:
+    def check(temporary: Path, _: str) -> None:
         found = read_onnx(temporary).model
         if found != model:
             raise OutputError("what was read back is not what was written", hint="The disk may be failing.")

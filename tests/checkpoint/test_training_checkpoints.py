@@ -21,7 +21,7 @@ from torch import nn
 
 from repconv_cli.checkpoint import read
 from repconv_cli.errors import InputError, TraceError, UnsafeFileError
-from tests.checkpoint.hostile_files import Calls
+from tests.checkpoint.hostile_files import Calls, checkpoint
 from tests.checkpoint.tensor_checks import randomised, same_tensors
 
 CREATED: list[str] = []
@@ -290,3 +290,8 @@ def test_the_error_names_the_flag_that_would_admit_a_package(tmp_path: Path, ref
 
     torch.save(timm.create_model("repvgg_a0").stem, tmp_path / "w.pt")
     refused(tmp_path / "w.pt", UnsafeFileError, "--trust timm admits")
+
+
+def test_a_package_that_is_not_installed_is_not_advised_for_trust(tmp_path: Path, refused) -> None:  # type: ignore[no-untyped-def]
+    checkpoint(tmp_path / "w.pt", b"\x80\x02}X\x01\x00\x00\x00wctorgh.nn\nLinear\n)\x81s.")
+    assert "--trust" not in str(refused(tmp_path / "w.pt", UnsafeFileError, "torgh.nn.Linear"))

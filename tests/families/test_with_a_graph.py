@@ -123,3 +123,22 @@ def test_inspect_with_the_deploy_target_promises_what_fuse_delivers(tmp_path: Pa
     delivered = convert.fuse(copy.deepcopy(model), tmp_path / "deploy.safetensors", options)
     assert promised.totals == delivered.totals
     assert [block.name for block in promised.blocks] == [block.name for block in delivered.blocks]
+
+
+def test_a_program_file_gives_the_deploy_class_what_its_weights_alone_give(tmp_path: Path) -> None:
+    case = CASES[0]
+    model = drawn(case.training(), case.eps)
+    x = torch.randn(2, case.channels, 12, 11)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    options = Options(target="deploy", samples=1)
+    result = convert.fuse(tmp_path / "model.pt2", tmp_path / "program.safetensors", options)
+    assert result.verification is not None
+    assert result.verification.verdict == "pass"
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, tmp_path / "w.safetensors")
+    convert.fuse(tmp_path / "w.safetensors", tmp_path / "alone.safetensors", Options())
+    program, alone = load_file(tmp_path / "program.safetensors"), load_file(tmp_path / "alone.safetensors")
+    assert program.keys() == alone.keys()
+    assert all(torch.equal(program[key], alone[key]) for key in alone)
+    deploy = case.deploy()
+    deploy.load_state_dict(program, strict=True)
+    assert_equal_outputs(model, deploy, case.channels)

@@ -94,14 +94,14 @@ class PaddedFirst(nn.Module):
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A block as a module, and an input that it takes."""
+    """A block as a module, and the shape of an input that it takes."""
 
     module: nn.Module
-    example: Tensor
+    example: tuple[int, ...]
 
 
 def rebuild_block(block: FamilyBlock, tensors: Mapping[str, Tensor], eps: Eps) -> Rebuilt:
-    """Return ``block`` as a module in eval mode, its parameters float64 copies of ``tensors``."""
+    """Return ``block`` as a module in eval mode that holds ``tensors``: weights as they are, all else in float64."""
     shapes = {key: tuple(tensors[key].shape) for key in block.sources}
     weight = shapes[f"{main_layer(block.part).path}.weight"]
     builder = _Builder(tensors, eps, groups_of(block.part, shapes), weight)
@@ -109,8 +109,7 @@ def rebuild_block(block: FamilyBlock, tensors: Mapping[str, Tensor], eps: Eps) -
     channels = input_channels(block.part, shapes)
     # Odd, and of another size along each axis, so that no two axes can be taken for each other.
     sizes = (size + 4 + 2 * axis for axis, size in enumerate(weight[2:]))
-    example = torch.randn(2, channels, *sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return Rebuilt(module, example)
+    return Rebuilt(module, (2, channels, *sizes))
 
 
 class _Builder:
@@ -153,11 +152,12 @@ class _Builder:
         return tuple(dilation * (size - 1) // 2 for size in kernel)
 
     def _layer(self, layer: Layer, is_padded: bool) -> nn.Module:
-        weight = self._double(f"{layer.path}.weight")
+        # The largest of all: whoever computes with it makes it float64.
+        weight = self.tensors[f"{layer.path}.weight"].detach()
         bias = self._double(f"{layer.path}.bias") if f"{layer.path}.bias" in self.tensors else None
         kernel = tuple(weight.shape[2:])
         if layer.adds_identity:
-            weight = weight + _identity(tuple(weight.shape))
+            weight = weight.double() + _identity(tuple(weight.shape))
         with torch.device("meta"):
             made = self._empty_layer(layer, tuple(weight.shape), kernel, is_padded, bias is not None)
         _set(made, {"weight": weight, "bias": bias})

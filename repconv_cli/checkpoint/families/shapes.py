@@ -68,6 +68,15 @@ def fused_shape(part: Part, shapes: Shapes) -> tuple[int, ...]:
     return shapes[f"{main_layer(part).path}.weight"]
 
 
+def fused_shapes(part: Part, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weight and the bias of a block's one convolution.
+
+    Every one has a bias but that of a block that is a lone layer without one.
+    """
+    has_bias = len(list(leaves(part))) > 1 or f"{main_layer(part).path}.bias" in shapes
+    return {"weight": fused_shape(part, shapes)} | ({"bias": (outputs_of(part, shapes),)} if has_bias else {})
+
+
 def outputs_of(part: Part, shapes: Shapes) -> int:
     """Return the number of channels that a block gives."""
     return out_channels(main_layer(part), shapes, groups_of(part, shapes))
