@@ -16,6 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from repconv_cli.allocation import return_large_blocks  # noqa: E402
+
+# As the command does, before torch takes memory.
+return_large_blocks()
+
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils import _pytree as pytree  # noqa: E402
@@ -24,7 +29,6 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from benchmarks import latency  # noqa: E402
 from benchmarks.record import Counts, Record  # noqa: E402
 from benchmarks.zoo import ZooModel, find  # noqa: E402
-from repconv_cli.allocation import return_large_blocks  # noqa: E402
 from repconv_cli.graph.fuse import Fused, fuse_program  # noqa: E402
 from repconv_cli.graph.plan import count_ops, make_plan  # noqa: E402
 from repconv_cli.graph.program import Program, ProgramModule  # noqa: E402
@@ -34,8 +38,6 @@ from repconv_cli.verdict import proof_inputs  # noqa: E402
 
 def measure(model: ZooModel, *, with_latency: bool, write: Callable[[Record], None]) -> None:
     """Fill a record step by step, and ``write`` it after each: what was measured survives a crash of the next step."""
-    # As the command does.
-    return_large_blocks()
     record = Record(
         name=model.name,
         commit=_commit(),

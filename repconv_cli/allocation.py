@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _M_MMAP_THRESHOLD = -3
-_LARGE = 2 << 20
+_LARGE = 8 << 20
 
 
 def return_large_blocks() -> bool:
-    """Let glibc give every block of two mebibytes or more back to the system when it is freed; return whether it will.
+    """Let glibc give blocks of eight mebibytes or more back to the system when freed; return whether it will.
 
     By itself it keeps blocks of up to 32 MiB for later. Here one float64 kernel comes after the other, each of another
     size than the last, and what is kept fits none of them: the peak was up to half as high again.
     """
     if not sys.platform.startswith("linux"):
         return False
+    # Such a block comes back as pages of 2 MiB where the system has them: one fault instead of 512. Torch looks at this
+    # when it first takes memory.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE))
     except (AttributeError, OSError):

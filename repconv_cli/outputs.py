@@ -25,7 +25,7 @@ from repconv_cli.graph.interpret import run_program
 from repconv_cli.graph.kept import quiet
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.serial import from_json, to_json
-from repconv_cli.onnx.exporter import to_onnx
+from repconv_cli.onnx.exporter import cause_of, to_onnx
 from repconv_cli.onnx.library import require
 from repconv_cli.onnx.reading import read_onnx
 from repconv_cli.onnx.session import Session, one_line
@@ -235,5 +235,6 @@ def _as_onnx(program: Program) -> ModelProto:
             return to_onnx(made, [info.name for info in program.inputs])
     except Exception as error:
         raise OutputError(
-            f"torch's exporter makes no ONNX of it: {one_line(error)}", hint="Write a .safetensors file instead."
+            f"torch's exporter makes no ONNX of it: {one_line(cause_of(error))}",
+            hint="Write a .safetensors file instead.",
         ) from error

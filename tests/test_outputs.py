@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import repconv_cli
-from repconv_cli.errors import InputError
+from repconv_cli.errors import InputError, OutputError
 from repconv_cli.onnx import library
 
 
@@ -111,6 +112,43 @@ def test_the_program_file_gives_what_the_module_gives_and_is_a_source(module: nn
     for name, expected in module(x).items():
         torch.testing.assert_close(loaded(x)[name], expected, atol=1e-5, rtol=1e-4)
     assert not repconv_cli.inspect(path).blocks
+
+
+class Attention(nn.Module):
+    """Attention with leading axes ``heads``; torch's ONNX exporter by itself takes two of them, no more, no less."""
+
+    def __init__(self, heads: tuple[int, ...], mask: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.heads, self.query = heads, nn.Linear(8, 8)
+        generator = torch.Generator().manual_seed(0)
+        self.mask = None if mask is None else nn.Parameter(torch.randn(mask, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(-1, *self.heads, 6, 8)
+        return nn.functional.scaled_dot_product_attention(self.query(x), x, 2 * x, self.mask)
+
+
+@pytest.mark.parametrize(
+    ("heads", "mask"), [((), None), ((2,), (6, 6)), ((3, 2), None), ((3, 2), (3, 1, 6, 6)), ((2, 1, 3), (6, 6))]
+)
+def test_attention_of_any_number_of_axes_goes_to_onnx(
+    heads: tuple[int, ...], mask: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    module, path = Attention(heads, mask).eval(), tmp_path / "out.onnx"
+    x = torch.randn(math.prod(heads) * 4, 6, 8, generator=torch.Generator().manual_seed(1))
+    repconv_cli.fuse(module, path, args=(x,))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), module(x), atol=1e-6, rtol=1e-5)
+
+
+def test_what_the_exporter_cannot_take_is_told_by_its_first_cause(tmp_path: Path) -> None:
+    class Foreign(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    with pytest.raises(OutputError, match=r"torch's exporter makes no ONNX of it: .*bessel_j0"):
+        repconv_cli.fuse(Foreign(), tmp_path / "out.onnx", input=SHAPE)
 
 
 def test_a_dry_run_and_an_existing_file_write_nothing(module: nn.Module, tmp_path: Path) -> None:

@@ -82,10 +82,10 @@ def _run_branches(places: list[Place], region: list[fx.Node], fusion: Fusion, se
         x = torch.randn(shape, generator=torch.Generator().manual_seed(seed + index), dtype=torch.float64)
         with torch.no_grad():
             try:
-                y = _run(region, x, fusion, constants, run_node)
+                y, scale = _run(region, x, fusion, constants)
             except RuntimeError:
                 return None
-            values.append(_Values(x, y, _run(region, x.abs(), fusion, constants, run_magnitude)))
+            values.append(_Values(x, y, scale))
     return values
 
 
@@ -164,25 +164,25 @@ def _error(operator: Callable[[Tensor], Tensor], branches: _Values) -> float:
     return float((difference / branches.scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
 
 
-def _run(
-    region: list[fx.Node],
-    x: Tensor,
-    fusion: Fusion,
-    constants: Constants,
-    run: Callable[[fx.Node, Callable[[fx.Node], Any]], Any],
-) -> Tensor:
+def _run(region: list[fx.Node], x: Tensor, fusion: Fusion, constants: Constants) -> tuple[Tensor, Tensor]:
+    """Return the value of the region at ``x`` and its magnitude, node by node, each stored tensor cast once."""
     values: dict[fx.Node, Any] = {fusion.block.anchor: x}
-
-    def fetch(node: fx.Node) -> Any:
-        if node in values:
-            return values[node]
-        # Stored tensors are cast by the operator that reads them: one copy less of a large weight.
-        return constants.stored(node) if node.op == "get_attr" else constants.value(node)
-
+    magnitudes: dict[fx.Node, Any] = {fusion.block.anchor: x.abs()}
     for node in region:
-        values[node] = run(node, fetch)
-    result: Tensor = values[fusion.block.node]
-    return result
+        cast: dict[fx.Node, Any] = {}
+
+        def constant(source: fx.Node, cast: dict[fx.Node, Any] = cast) -> Any:
+            if source not in cast:
+                cast[source] = constants.value(source)
+            return cast[source]
+
+        def spent(source: fx.Node, cast: dict[fx.Node, Any] = cast) -> Any:
+            # Given up at its last use, so that a large weight is there twice only while its magnitude is taken.
+            return cast.pop(source) if source in cast else constants.value(source)
+
+        values[node] = run_node(node, lambda n: values[n] if n in values else constant(n))
+        magnitudes[node] = run_magnitude(node, lambda n: magnitudes[n] if n in magnitudes else spent(n))
+    return values[fusion.block.node], magnitudes[fusion.block.node]
 
 
 def run_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:
