@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import prod
 
@@ -24,28 +24,41 @@ MAX_ANCHORS = 16
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of the traced example, all its samples, operations, and how many of these are layers."""
+    """Multiply-accumulates of the traced example, all its samples, operations, how many are layers, their weights."""
 
     macs: int = 0
     ops: int = 0
     layers: int = 0
+    weights: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.macs + other.macs, self.ops + other.ops, self.layers + other.layers)
+        return Cost(
+            self.macs + other.macs,
+            self.ops + other.ops,
+            self.layers + other.layers,
+            self.weights + other.weights,
+        )
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.macs - other.macs, self.ops - other.ops, self.layers - other.layers)
+        return Cost(
+            self.macs - other.macs,
+            self.ops - other.ops,
+            self.layers - other.layers,
+            self.weights - other.weights,
+        )
 
     def is_gain(self) -> bool:
         """Whether to save this is one: fewer operations, with no more work and no more layers.
 
-        Two halves of a convolution do its work without the slices that followed, and run slower than it.
+        Two halves of a convolution do its work without the slices that followed, and run slower than it. More weights
+        are bought by less work alone: a 1x1 before a pool of 2x2 is a convolution with four times as many of them.
         """
-        return self.macs >= 0 and self.ops > 0 and self.layers >= 0
+        pays = self.macs > 0 or self.weights >= 0
+        return self.macs >= 0 and self.ops > 0 and self.layers >= 0 and pays
 
     def per_sample(self, samples: int) -> Cost:
         """Return the cost of one of ``samples``."""
-        return Cost(self.macs // samples, self.ops, self.layers)
+        return replace(self, macs=self.macs // samples)
 
 
 @dataclass(frozen=True)
@@ -189,7 +202,7 @@ def _cost_of_term(term: Term, anchor: Anchor, pads_unevenly: bool) -> Cost | Non
         return None
     macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
     pads = pads_itself(term, anchor) or (pads_unevenly and _pads_zeros(geometry, anchor.sizes(term.axis)))
-    return moved + Cost(macs, 1 if pads else 2, 1)
+    return moved + Cost(macs, 1 if pads else 2, 1, geometry.parameters)
 
 
 def _pads_zeros(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
@@ -209,8 +222,9 @@ def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:
         positions = shape[0] if axes else prod(shape[:-1])
         if step.leaf.transposes:
             # Each input position is multiplied with the whole kernel, also at stride 1.
-            return Cost(geometry.parameters * prod(shape[2:]) * positions, 1, 1)
-        return Cost(geometry.multiply_accumulates(shape[2:] if axes else ()) * positions, 1, 1)
+            return Cost(geometry.parameters * prod(shape[2:]) * positions, 1, 1, geometry.parameters)
+        macs = geometry.multiply_accumulates(shape[2:] if axes else ()) * positions
+        return Cost(macs, 1, 1, geometry.parameters)
     return Cost(_other_macs(node), 1)
 
 

@@ -114,7 +114,7 @@ def _is_scale(node: fx.Node, analysis: Analysis) -> bool:
 
 
 def _cost_reason(node: fx.Node, composed: list[Candidate], analysis: Analysis) -> str:
-    dearer = _times_the_work(node, composed, analysis)
+    dearer = _times_the_work(node, composed, analysis) or _times_the_weights(node, composed, analysis)
     return dearer or "exact as one convolution, but its inner values are also read elsewhere, so nothing would be saved"
 
 
@@ -129,6 +129,16 @@ def _times_the_work(node: fx.Node, composed: list[Candidate], analysis: Analysis
     counts = f"{now // analysis.samples:,} → {then // analysis.samples:,} MACs"
     layer = "linear layer" if isinstance(nearest.term, Unrolled) else "convolution"
     return f"exact as one {layer}, but {then / now:.3g} times the work ({counts})"
+
+
+def _times_the_weights(node: fx.Node, composed: list[Candidate], analysis: Analysis) -> str | None:
+    """Return how many more weights even the smallest of ``composed`` has, None if it has no more."""
+    smallest = min(composed, key=lambda c: c.cost.weights)
+    region = _between(node, smallest.anchor.node, analysis)
+    now, then = sum(cost_of_node(n, analysis.steps).weights for n in region), smallest.cost.weights
+    if not now or then <= now:
+        return None
+    return f"exact as one convolution, but for the same work with {then / now:.3g} times the weights"
 
 
 def _between(node: fx.Node, anchor: fx.Node, analysis: Analysis) -> set[fx.Node]:

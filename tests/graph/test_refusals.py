@@ -158,6 +158,13 @@ REFUSED = [
         (1, 0, 2),
         (2, 4, 8, 8),
     ),
+    Refused(
+        "pointwise_before_a_pool_of_its_stride",
+        sequence(conv(4, 6, 1, bias=False), nn.BatchNorm2d(6), nn.AvgPool2d(2, 2)),
+        r"exact as one convolution, but for the same work with 4 times the weights",
+        (1, 0, 2),
+        (2, 4, 8, 8),
+    ),
     two_strided(8),
     Refused(
         "norm_before_a_padded_conv",
