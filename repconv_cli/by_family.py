@@ -19,9 +19,9 @@ from repconv_cli.checkpoint.families.recognise import family_of, nearest_family
 from repconv_cli.checkpoint.families.shapes import Shapes, fused_shapes, main_layer
 from repconv_cli.checkpoint.families.words import assumptions, branches_of, kind_of
 from repconv_cli.checkpoint.quoting import listed, quoted
-from repconv_cli.checkpoint.values import is_finite
 from repconv_cli.clock import Progress
 from repconv_cli.errors import InputError
+from repconv_cli.finite import is_finite
 from repconv_cli.folding import Folded, Folder
 from repconv_cli.results import BlockFacts, Change, Totals, Verification
 

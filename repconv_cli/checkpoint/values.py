@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.errors import DamagedFileError, InputError
+from repconv_cli.finite import is_finite
 
 _RELEASED_AFTER_BYTES = 32 << 20
 
@@ -72,12 +72,3 @@ def _check_tensor(name: str, tensor: torch.Tensor) -> None:
         f"tensor {shown} holds {bad} values of {values.numel()} that are NaN or infinite",
         hint="The weights were damaged in training; take an earlier checkpoint.",
     )
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite: the extremes tell, in one pass and without another tensor of that size."""
-    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    if values.element_size() == 1:
-        # float8 has no order of its own.
-        values = values.to(torch.float32)
-    return all(math.isfinite(float(extreme)) for extreme in torch.aminmax(values))

@@ -11,8 +11,8 @@ from torch import nn
 
 import repconv_cli
 from repconv_cli.checkpoint import read, reading
-from repconv_cli.checkpoint.values import is_finite
 from repconv_cli.errors import DamagedFileError, InputError
+from repconv_cli.finite import is_finite
 from tests.checkpoint.tensor_checks import same_tensors
 from tests.checkpoint.test_torch_containers import DTYPES
 
