@@ -8,6 +8,7 @@ with those of the original.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -45,9 +46,27 @@ def make(name: str, folder: Path) -> None:
         with torch.no_grad():
             calls.append((args, kwargs, [o.double() for o in model.judged(module(*args, **kwargs))]))
     torch.save({"calls": calls, "before_choice": model.before_choice}, folder / "calls.pt")
+    (folder / "noise.json").write_text(json.dumps(_noise(module, calls, model.judged)))
     (folder / "fuse.json").write_text(
         json.dumps({"verdict": result.verification.verdict, "ops": result.totals.ops.after})
     )
+
+
+def _noise(module: Any, calls: list[Any], judged: Any) -> float | None:
+    """Return how far the original is from its own run in float64: the yardstick. None if it does not run there."""
+    exact = copy.deepcopy(module).double()
+    worst = 0.0
+    for args, kwargs, expected in calls:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        doubled = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
+        args, kwargs = pytree.tree_unflatten(doubled, spec)
+        try:
+            with torch.no_grad():
+                worst = max(worst, _difference([o.double() for o in judged(exact(*args, **kwargs))], expected))
+        except RuntimeError:
+            # Some models make float32 themselves on the way.
+            return None
+    return worst
 
 
 def use(folder: Path) -> None:
@@ -55,6 +74,7 @@ def use(folder: Path) -> None:
     for name in BLOCKED:
         sys.modules[name] = None  # type: ignore[assignment]
     import repconv_cli
+    from repconv_cli.onnx.exporter import cause_of
 
     torch.set_num_threads(1)
     model = repconv_cli.load(folder / "model.safetensors")
@@ -70,7 +90,8 @@ def use(folder: Path) -> None:
     try:
         found["onnx"] = _in_onnxruntime(model, args, kwargs, expected, saved["before_choice"])
     except Exception as error:  # noqa: BLE001 - a model that the exporter cannot take is a result
-        found["problem"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+        first = cause_of(error)
+        found["problem"] = f"{type(first).__name__}: {(str(first).splitlines() or [''])[0]}"[:160]
     (folder / "use.json").write_text(json.dumps(found))
 
 
@@ -95,8 +116,11 @@ def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
     """Return the largest difference of any output, relative to its range."""
     worst = 0.0
     for reference, value in zip(expected, found, strict=True):
-        spread = float(reference[torch.isfinite(reference)].abs().max()) or 1.0
-        worst = max(worst, float((value.double() - reference).nan_to_num(0.0).abs().max()) / spread)
+        finite = torch.isfinite(reference)
+        if not torch.equal(finite, torch.isfinite(value)):
+            return float("inf")
+        spread = float(reference[finite].abs().max()) or 1.0
+        worst = max(worst, float((value.double() - reference)[finite].abs().max()) / spread)
     return worst
 
 
@@ -128,11 +152,12 @@ def _row(name: str) -> str:
         for step in ("make", "use"):
             problem = _run(step, name, folder)
             if problem and not (folder / "use.json").exists():
-                return f"| `{name}` | – | – | – | {step}: {problem} |"
+                return f"| `{name}` | – | – | – | – | {step}: {problem} |"
         used = json.loads((folder / "use.json").read_text())
-    onnx = "–" if used["onnx"] is None else f"{used['onnx']:.0e}"
+        noise = json.loads((folder / "noise.json").read_text())
     batches = ", ".join(map(str, used["batches"]))
-    return f"| `{name}` | {batches} | {used['torch']:.0e} | {onnx} | {used.get('problem', '')} |"
+    figures = " | ".join("–" if f is None else f"{f:.0e}" for f in (used["torch"], used["onnx"], noise))
+    return f"| `{name}` | {batches} | {figures} | {used.get('problem', '')} |"
 
 
 def _run(step: str, name: str, folder: Path) -> str | None:
@@ -151,9 +176,10 @@ def _page(rows: list[str]) -> str:
         "Written by `python benchmarks/run_anywhere.py`; do not edit.", "",
         (__doc__ or "").partition("\n\n")[2].strip(), "",
         "Differences are the largest of any output at any batch size, relative to that output's range, in float32; of",
-        "models that pick their top k, the outputs before that. *onnxruntime*: at the first batch size.", "",
-        "| model | batch sizes | loaded file | onnxruntime | |",
-        "|---|---|---:|---:|---|",
+        "models that pick their top k, the outputs before that. *onnxruntime*: at the first batch size. *original*: how far",
+        "the original itself is from its own run in float64, which is what rounding does to it.", "",
+        "| model | batch sizes | loaded file | onnxruntime | original | |",
+        "|---|---|---:|---:|---:|---|",
         *rows, "",
     ])  # fmt: skip
 
