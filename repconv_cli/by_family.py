@@ -74,6 +74,7 @@ class DeployForm(Mapping[str, Tensor]):
         self.owners: dict[str, FamilyBlock] = {}
         self.planned = {key: tensors[key].to("meta") for key in found.kept}
         for block in found.blocks:
+            _require_real(block, tensors)
             new = {f"{block.target}.{name}": shape for name, shape in fused_shapes(block.part, self.shapes).items()}
             self.owners |= dict.fromkeys(new, block)
             self.planned |= {key: torch.empty(new[key], dtype=self._dtype(block), device="meta") for key in new}
@@ -124,6 +125,20 @@ class DeployForm(Mapping[str, Tensor]):
 
     def _dtype(self, block: FamilyBlock) -> torch.dtype:
         return self.tensors[f"{main_layer(block.part).path}.weight"].dtype
+
+
+_REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
+def _require_real(block: FamilyBlock, tensors: Mapping[str, Tensor]) -> None:
+    """Raise :class:`InputError` where a block holds what float64 arithmetic does not reproduce, such as int8 codes."""
+    for key in block.sources:
+        if tensors[key].dtype not in _REAL:
+            raise InputError(
+                f"block {quoted(block.name)}: tensor {quoted(key)} is {str(tensors[key].dtype).removeprefix('torch.')}",
+                needed="weights in float16, bfloat16, float32 or float64",
+                hint="Fuse the checkpoint first, and quantize what comes out.",
+            )
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -174,3 +174,13 @@ def test_an_error_of_our_own_kind_names_the_file(tmp_path: Path) -> None:
     source = write(tmp_path / "unknown.safetensors", {"w": torch.ones(2)})
     with pytest.raises(InputError, match=r"unknown\.safetensors: it holds 1 tensors"):
         convert.fuse(source, tmp_path / "out.safetensors", Options())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float8_e4m3fn, torch.complex64, torch.bool])
+def test_weights_that_are_no_real_numbers_are_named_and_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = drawn(named(a=RepVGG(4, 4)), 1e-5).state_dict()
+    tensors["a.rbr_1x1.conv.weight"] = (tensors["a.rbr_1x1.conv.weight"] * 20).to(dtype)
+    source = write(tmp_path / "weights.safetensors", tensors)
+    with pytest.raises(InputError, match=r"block a: tensor a\.rbr_1x1\.conv\.weight is \w+; needed: weights in"):
+        convert.fuse(source, tmp_path / "out.safetensors", Options())
+    assert not (tmp_path / "out.safetensors").exists()
