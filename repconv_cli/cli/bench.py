@@ -19,7 +19,7 @@ from repconv_cli.cli.options import (
     make_options,
     with_groups,
 )
-from repconv_cli.cli.page import Page
+from repconv_cli.cli.page import PLOT, Page
 from repconv_cli.cli.progress import Progress
 from repconv_cli.options import Timing
 from repconv_cli.results import Result
@@ -43,6 +43,9 @@ def bench(
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each runtime.")] = 1,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Samples in one call; 1 if free.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="About how long to time in each runtime.")] = 5.0,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.svg", help="Also draw the times as bars, into this file.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Time the original and the fused model side by side, in every runtime that is installed.
@@ -51,6 +54,7 @@ def bench(
 
     \b
       repconv bench model.pt model.safetensors
+      repconv bench model.pt model.safetensors --plot times.svg
       repconv bench model.pt --threads 4 --batch 8 --runtime onnxruntime
       repconv bench weights.pth out.safetensors --arch timm:repvgg_a0 --seconds 20
     """
@@ -61,5 +65,6 @@ def bench(
 
         return measure(source, out, options, Timing(tuple(runtime or ()), threads, batch, seconds), progress)
 
-    page = Page.wanted(showing.html, force=force, inputs=(source, *([] if out is None else [out])))
-    run_command(use_case, showing, as_typed(opening), page)
+    pages = Page.wanted(showing.html, force=force, inputs=(source, out))
+    pages += Page.wanted(plot, force=force, inputs=(source, out, showing.html), kind=PLOT)
+    run_command(use_case, showing, as_typed(opening), pages)

@@ -29,19 +29,19 @@ def run_command(
     use_case: Callable[[Any], Result],
     showing: Showing,
     options: tuple[str, ...] = (),
-    page: Page | None = None,
+    pages: tuple[Page, ...] = (),
 ) -> None:
     """Run ``use_case`` with a progress display, print its result, and exit with the command's code.
 
-    ``options`` are those that the next command needs too, ``page`` is the HTML report, if one is wanted.
+    ``options`` are those that the next command needs too, ``pages`` are the reports that are written beside.
     """
     try:
         with Progress(quiet=showing.quiet) as progress:
             progress("Starting", 0, 0)
-            if page is not None:
+            for page in pages:
                 page.check()
             result = use_case(progress)
-            if page is not None:
+            for page in pages:
                 progress("Reporting", 0, 0)
                 page.write(result, options)
         _print(result, showing, options)

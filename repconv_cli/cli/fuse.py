@@ -44,5 +44,5 @@ def fuse(
 
         return convert.fuse(source, out, options, force=force, dry_run=dry_run, progress=progress)
 
-    page = Page.wanted(showing.html, force=force, inputs=(source, out))
-    run_command(use_case, showing, as_typed(opening), page)
+    pages = Page.wanted(showing.html, force=force, inputs=(source, out))
+    run_command(use_case, showing, as_typed(opening), pages)

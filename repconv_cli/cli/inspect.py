@@ -33,5 +33,5 @@ def inspect(source: Source, opening: Opening, choosing: Choosing, showing: Showi
 
         return convert.inspect(source, options, progress)
 
-    page = Page.wanted(showing.html, force=force, inputs=(source,))
-    run_command(use_case, showing, as_typed(opening), page)
+    pages = Page.wanted(showing.html, force=force, inputs=(source,))
+    run_command(use_case, showing, as_typed(opening), pages)

@@ -39,5 +39,5 @@ def verify(
 
         return convert.verify(source, out, options, progress)
 
-    page = Page.wanted(showing.html, force=force, inputs=(source, out))
-    run_command(use_case, showing, as_typed(opening), page)
+    pages = Page.wanted(showing.html, force=force, inputs=(source, out))
+    run_command(use_case, showing, as_typed(opening), pages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from repconv_cli import gains
 from repconv_cli.errors import InputError
 from repconv_cli.options import Options, Timing
 from repconv_cli.report.bench import bench_screen
+from repconv_cli.report.plot import speed_plot
 from repconv_cli.results import BenchFacts, RuntimeFacts
 from repconv_cli.timing import runtimes
 from tests.cli.runs import run
@@ -113,3 +115,36 @@ def test_the_command_prints_json(tmp_path: Path) -> None:
     found = json.loads(done.stdout)["bench"]["runtimes"][0]
     assert found["runtime"] == "eager"
     assert found["gain"] in ("gain", "none", "loss")
+
+
+def test_the_plot_draws_one_scale_and_tells_what_was_not_timed() -> None:
+    result = gains.bench(small(), None, Options(input=((2, 3, 8, 8),)), QUICK)
+    assert result.bench is not None
+    timed = replace(
+        result.bench.runtimes[0],
+        original_ms=4.0, fused_ms=1.0, speedup=4.0, speedup_low=3.5, speedup_high=4.5, problem=None,
+    )  # fmt: skip
+    untimed = replace(
+        timed, original_ms=None, fused_ms=None, speedup=None, speedup_low=None, speedup_high=None,
+        problem="it is <not> installed",
+    )  # fmt: skip
+    drawing = ElementTree.fromstring(
+        speed_plot(replace(result, bench=replace(result.bench, runtimes=(timed, untimed))))
+    )
+    bars = {bar.get("class"): float(bar.get("width", "nan")) for bar in drawing.findall(".//{*}rect")}
+    assert bars["original"] == 4 * bars["fused"]
+    texts = " ".join(text.text or "" for text in drawing.findall(".//{*}text"))
+    assert "4.00× (3.50–4.50)" in texts
+    assert "it is <not> installed" in texts
+
+
+def test_the_command_writes_the_plot_and_refuses_another_kind_of_file(tmp_path: Path) -> None:
+    torch.save(small(), tmp_path / "model.pt")
+    command = ["bench", str(tmp_path / "model.pt"), "--input", "2,3,8,8", "--runtime", "eager", "--seconds", "0.2"]
+    done = run(*command, "--plot", str(tmp_path / "times.svg"))
+    assert done.exit_code == 0, done.output
+    ElementTree.parse(tmp_path / "times.svg")
+    done = run(*command, "--plot", str(tmp_path / "times.png"))
+    assert done.exit_code == 2
+    assert "needed: a name that ends in .svg" in done.output
+    assert not (tmp_path / "times.png").exists()
