@@ -84,9 +84,9 @@ def _sections(result: Result, *, has_ranges: bool, has_proof: bool) -> list[tupl
     found = [
         ("summary", summary_title(result), True),
         ("speed", "Speed", result.bench is not None),
-        ("contents", "Tensors", result.contents is not None),
         ("graph", "Graph", result.drawing is not None),
         ("blocks", f"Blocks ({len(blocks_of(result))})", has_plan(result)),
+        ("contents", "Tensors", result.contents is not None),
         ("ranges", "Ranges and int8", has_ranges),
         ("proof", "What was checked", has_proof),
         ("left", f"Left as it is ({len(result.refusals)})", has_refusals(result)),
