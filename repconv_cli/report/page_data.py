@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from repconv_cli.report.words import plain, shape
+from repconv_cli.report.words import plain, shape, share_of
 from repconv_cli.results import BlockFacts, KernelFacts, NodeFacts, Picture, RangeFacts, Result
 
 INT8_LIMIT = 0.05
@@ -102,9 +102,9 @@ def warning(picture: Picture) -> str | None:
         return None
     before = max((one.int8_error for one in picture.ranges_before), default=0.0)
     return (
-        f"With one int8 scale for the whole tensor the rounding error would be {after.int8_error:.1%} of the weights' "
-        f"size, {before:.1%} in the branches before. One scale for each output channel makes it "
-        f"{after.int8_error_by_channel:.1%}."
+        f"With one int8 scale for the whole tensor the rounding error would be {share_of(after.int8_error)} of the "
+        f"weights' size, {share_of(before)} in the branches before. One scale for each output channel makes it "
+        f"{share_of(after.int8_error_by_channel)}."
     )
 
 

@@ -12,8 +12,9 @@ from repconv_cli.report.bench import sentence
 from repconv_cli.report.contents import folded
 from repconv_cli.report.page_charts import gains, histogram, speeds
 from repconv_cli.report.page_data import INT8_LIMIT, blocks_of, is_wide
+from repconv_cli.report.page_use import next_step, use_of
 from repconv_cli.report.tables import check_rows
-from repconv_cli.report.words import arrow, command, counted, inputs, plain, shape
+from repconv_cli.report.words import arrow, counted, inputs, plain, shape, share_of
 from repconv_cli.results import BlockFacts, Picture, Result
 
 
@@ -34,7 +35,8 @@ def page_facts(result: Result, options: tuple[str, ...], version: str) -> dict[s
         "contents": [] if result.contents is None else folded(result.contents.tensors, every=False),
         "sections": _sections(result, has_ranges=bool(ranges), has_proof=bool(proof or checks)),
         "gains": gains(result),
-        "input": inputs(result.input),
+        "summary": summary_title(result),
+        "input": inputs(result.input) if result.input.examples else "",
         "notes": [plain(note) for note in (*result.source.notes, *result.notes)],
         "sha256": result.source.sha256,
         "seconds": ", ".join(f"{plain(name)} {spent:.1f} s" for name, spent in result.seconds.items()),
@@ -42,7 +44,7 @@ def page_facts(result: Result, options: tuple[str, ...], version: str) -> dict[s
         "blocks": [_block(block) for block in blocks],
         "ranges": ranges,
         "warned": _warned(ranges),
-        "int8_limit": f"{INT8_LIMIT:.0%}",
+        "int8_limit": f"{100 * INT8_LIMIT:.0f} %",
         "proof": proof,
         "histogram": histogram(blocks),
         "checks": checks,
@@ -51,34 +53,43 @@ def page_facts(result: Result, options: tuple[str, ...], version: str) -> dict[s
             for names, reason in sentences.left(result, most=8)
         ],
         "has_plan": has_plan(result),
-        "has_refusals": result.command in ("inspect", "fuse") and has_plan(result),
+        "has_refusals": has_refusals(result),
         **_ending(result, options),
     }
 
 
+def summary_title(result: Result) -> str:
+    """Return the heading of the first section."""
+    return "What changes" if gains(result) else "Summary"
+
+
 def has_plan(result: Result) -> bool:
     """Whether blocks were looked for."""
-    return result.contents is None and (result.command in ("inspect", "fuse") or result.drawing is not None)
+    return not sentences.is_unknown(result) and (result.command in ("inspect", "fuse") or result.drawing is not None)
+
+
+def has_refusals(result: Result) -> bool:
+    """Whether what was left is told: weights alone do not show it."""
+    return result.contents is None and result.command in ("inspect", "fuse")
 
 
 def _headline(result: Result) -> str:
     if result.bench is not None:
         return sentence(result.bench).plain
-    is_plan = result.command in ("inspect", "fuse") and result.contents is None
-    return sentences.headline(result) if is_plan else ""
+    return sentences.headline(result) if result.command in ("inspect", "fuse") else ""
 
 
 def _sections(result: Result, *, has_ranges: bool, has_proof: bool) -> list[tuple[str, str]]:
     """Return (anchor, name) of each section that the page has."""
     found = [
-        ("summary", "What changes", True),
+        ("summary", summary_title(result), True),
         ("speed", "Speed", result.bench is not None),
-        ("contents", "Tensors", result.contents is not None),
         ("graph", "Graph", result.drawing is not None),
         ("blocks", f"Blocks ({len(blocks_of(result))})", has_plan(result)),
+        ("contents", "Tensors", result.contents is not None),
         ("ranges", "Ranges and int8", has_ranges),
         ("proof", "What was checked", has_proof),
-        ("left", f"Left as it is ({len(result.refusals)})", result.command in ("inspect", "fuse") and has_plan(result)),
+        ("left", f"Left as it is ({len(result.refusals)})", has_refusals(result)),
         ("use", "Use", True),
     ]
     return [(anchor, name) for anchor, name, is_there in found if is_there]
@@ -99,19 +110,9 @@ def _ending(result: Result, options: tuple[str, ...]) -> dict[str, Any]:
     if output is not None:
         found["output"] = f"{plain(output.path)} · {size_of(output.size_bytes)} · sha256 {output.sha256}"
     if output is not None and has_file:
-        path = plain(output.path)
-        verify = command(["repconv", "verify", result.source.name, output.path, *options], 100_000)
-        found["use"] = (
-            "from repconv_cli import load\n\n"
-            f"model = load({path!r})  # an nn.Module; no pickle, no source code of the model needed\n"
-            f"y = model(x)  # x: {inputs(result.input)}\n\n# in a shell, to judge the file again:\n{verify}"
-        )
+        found["use"] = use_of(result, output, options)
     else:
-        words = ["repconv", "fuse", result.source.name, "OUT.safetensors", *options]
-        if result.contents is not None:
-            words = ["repconv", "inspect", result.source.name, "--arch", "file.py:callable"]
-        is_done = has_plan(result) and not blocks_of(result)
-        found["use"] = "Nothing to do." if is_done else command(words, 100_000)
+        found["use"] = next_step(result, options, is_done=has_plan(result) and not blocks_of(result))
     return {**found, "has_file": has_file}
 
 
@@ -142,9 +143,9 @@ def _ranges(blocks: tuple[BlockFacts, ...], pictures: tuple[Picture, ...]) -> li
                 "name": plain(block.name),
                 "largest_before": f"{largest:.3g}",
                 "largest_after": f"{max(-after.low, after.high):.3g}",
-                "error_before": f"{max((one.int8_error for one in before), default=math.nan):.1%}",
-                "error_after": f"{after.int8_error:.1%}",
-                "by_channel": f"{after.int8_error_by_channel:.1%}",
+                "error_before": share_of(max((one.int8_error for one in before), default=math.nan)),
+                "error_after": share_of(after.int8_error),
+                "by_channel": share_of(after.int8_error_by_channel),
                 "is_wide": is_wide(picture),
                 "order": after.int8_error,
             }

@@ -38,6 +38,11 @@ def headline(result: Result) -> str:
     return f"{counted(len(result.blocks), 'block')} {verb}{gain}."
 
 
+def name_for_output(result: Result) -> str:
+    """Return the name that stands for an output in the next command."""
+    return "OUT.onnx" if result.source.kind == "onnx" else "OUT.safetensors"
+
+
 def is_unknown(result: Result) -> bool:
     """Whether nothing can be said but which tensors there are: weights alone, of no known family."""
     totals = result.totals

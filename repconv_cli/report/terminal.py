@@ -157,8 +157,7 @@ class Report:
                 yield self._labelled("Worst", sentences.place_of(verification.largest_error))
             yield self._verdict(verification)
         if result.command == "inspect" and result.blocks:
-            suffix = "onnx" if result.source.kind == "onnx" else "safetensors"
-            yield self._next("repconv", "fuse", result.source.name, f"OUT.{suffix}", *self.options)
+            yield self._next("repconv", "fuse", result.source.name, sentences.name_for_output(result), *self.options)
         if result.command == "fuse" and result.output is not None and not result.output.is_dry_run:
             yield self._next("repconv", "verify", result.source.name, result.output.path, *self.options)
 

@@ -24,7 +24,9 @@ def number(value: int | None) -> str:
 
 
 def arrow(change: Change) -> str:
-    """Return ``44 → 22``."""
+    """Return ``44 → 22``, one dash where neither is known."""
+    if change.before is None and change.after is None:
+        return number(None)
     return f"{number(change.before)} → {number(change.after)}"
 
 
@@ -55,8 +57,8 @@ def percent(change: Change) -> str:
 
 
 def share_of(value: float) -> str:
-    """Return a share of 1 as ``98.2 %``."""
-    return f"{100 * value:.1f} %"
+    """Return a share of 1 as ``98.2 %``, a dash for none."""
+    return f"{100 * value:.1f} %" if value == value else number(None)
 
 
 def shape(sizes: Iterable[int | None]) -> str:

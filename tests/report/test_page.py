@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from repconv_cli.report.html import html_page
-from repconv_cli.results import NodeFacts, RefusalFacts, Result
+from repconv_cli.results import Change, NodeFacts, OutputFacts, RefusalFacts, Result, Totals
 from tests.report.made import BENCHED, DIFFERENT, FUSED, INSPECTED, LISTED, VERIFIED, drawn
 
 Open = Callable[..., Any]
@@ -49,15 +50,15 @@ def test_a_click_on_a_box_of_a_block_opens_it(opened: Open) -> None:
     page = opened(drawn(FUSED))
     page.locator("#pane-before .node", has_text="conv2d 64×64×3×3").first.click()
     assert page.locator("#block-title").inner_text() == "Block backbone.stages.0.0"
-    assert page.locator("#block .branches").get_attribute("aria-label") == (
-        "Before: 3×3, 1×1, identity, all read one input and are added. After: one operator."
+    assert page.locator("#block .branches svg").first.get_attribute("aria-label") == (
+        "Before: 3×3, 1×1, identity, all read one input and are added."
     )
     captions = page.locator("#block figcaption").all_inner_texts()
     assert captions[:3] == ["3×3", "identity, embedded", "one kernel"]
     maps = page.locator("#block .heat")
     taps = [maps.nth(i).locator("text").all_text_contents() for i in range(3)]
     assert [taps[0][4], taps[1][4], taps[2][4]] == ["-0.500", "1.00", "0.500"]
-    assert "the rounding error would be 7.0%" in page.locator("#block .warning").inner_text()
+    assert "the rounding error would be 7.0 %" in page.locator("#block .warning").inner_text()
     page.keyboard.press("Escape")
     assert not page.locator("#block").is_visible()
 
@@ -229,3 +230,35 @@ CONTRASTS = """() => {
   }
   return found;
 }"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "line"),
+    [
+        ("out.safetensors", "module", "from repconv_cli import load"),
+        ("out.onnx", "onnx", "session = onnxruntime.InferenceSession('out.onnx')"),
+        ("out.pt2", "program", "model = torch.export.load('out.pt2').module()"),
+        ("out.safetensors", "weights alone", "model.load_state_dict(load_file('out.safetensors'))"),
+    ],
+)
+def test_each_kind_of_output_tells_how_it_is_loaded(path: str, kind: str, line: str) -> None:
+    output = OutputFacts(path, 1, "a" * 64, False)
+    page = html_page(replace(FUSED, source=replace(FUSED.source, kind=kind), output=output))
+    assert line in html.unescape(page)
+
+
+def test_weights_of_a_known_family_have_their_blocks_on_the_page(opened: Open) -> None:
+    unknown = Change(None, None)
+    totals = Totals(unknown, unknown, unknown, Change(9_108_968, 8_309_384), unknown)
+    page = opened(replace(LISTED, blocks=FUSED.blocks, totals=totals))
+    assert page.locator("header .lead").inner_text() == "22 blocks can be fused: parameters −8.8 %."
+    assert page.locator("#blocks tbody tr").count() == 22
+    assert page.locator("#left").count() == 0
+    assert page.locator("#use code").inner_text() == "repconv fuse repvgg_a0.pt OUT.safetensors"
+
+
+@pytest.mark.parametrize("width", [360, 420, 1400])
+def test_the_page_is_never_wider_than_the_window(opened: Open, width: int) -> None:
+    page = opened(drawn(FUSED))
+    page.set_viewport_size({"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -15,21 +15,28 @@ function showBlock(host, block) {
     h("h3", {}, "Figures"), figures(block));
 }
 
+// Two pictures side by side, or one below the other where there is no room: text stays as large as the page's.
 function branchDrawing(block) {
-  const chains = block.branches.map((branch) => branch.split("→"));
-  const step = 44, widest = Math.max(...chains.map((chain) => chain.length));
-  const cell = Math.min(190, Math.max(96, ...chains.flat().map((text) => 9 * text.length + 20))), start = 96;
-  const height = Math.max(2, chains.length) * step + 12, middle = height / 2, sum = start + widest * (cell + 26) + 8;
-  const picture = svg("svg", {
-    class: "branches", viewBox: `0 0 ${sum + 420} ${height}`, role: "img",
-    "aria-label": `Before: ${block.branches.join(", ")}, all read one input and are added. After: one operator.`,
-  });
-  const box = (x, y, width, text, look) => picture.append(
-    svg("rect", { x, y: y - 15, width, height: 30, rx: 6, class: `part ${look}` }),
-    svg("text", { x: x + width / 2, y: y + 5, "text-anchor": "middle" }, cut(text, Math.floor(width / 7.5))));
+  return h("div", { class: "equation branches" }, branchesBefore(block), h("span", { class: "sign" }, "becomes"), oneOperator(block));
+}
+
+function board(width, height, label) {
+  const picture = svg("svg", { viewBox: `-2 0 ${width + 4} ${height}`, width: width + 4, role: "img", "aria-label": label });
+  const box = (x, y, size, text, look) => picture.append(
+    svg("rect", { x, y: y - 15, width: size, height: 30, rx: 6, class: `part ${look}` }),
+    svg("text", { x: x + size / 2, y: y + 5, "text-anchor": "middle" }, cut(text, Math.floor(size / 7.5))));
   const arrow = (x1, y1, x2, y2) => picture.append(
     svg("path", { class: "wire", d: `M${x1} ${y1}C${(x1 + x2) / 2} ${y1} ${(x1 + x2) / 2} ${y2} ${x2} ${y2}` }),
     svg("path", { class: "tip", d: `M${x2} ${y2}l-7 -4v8z` }));
+  return { picture, box, arrow };
+}
+
+function branchesBefore(block) {
+  const chains = block.branches.map((branch) => branch.split("→"));
+  const step = 44, widest = Math.max(...chains.map((chain) => chain.length)), start = 96;
+  const cell = Math.min(190, Math.max(96, ...chains.flat().map((text) => 9 * text.length + 20)));
+  const height = Math.max(2, chains.length) * step + 12, middle = height / 2, sum = start + widest * (cell + 26) + 8;
+  const { picture, box, arrow } = board(sum + 26, height, `Before: ${block.branches.join(", ")}, all read one input and are added.`);
   box(0, middle, 64, "input", "end");
   chains.forEach((chain, row) => {
     const y = middle + (row - (chains.length - 1) / 2) * step;
@@ -43,11 +50,15 @@ function branchDrawing(block) {
     arrow(x - 26, y, sum, middle);
   });
   picture.append(svg("circle", { cx: sum + 13, cy: middle, r: 13, class: "part end" }),
-    svg("text", { x: sum + 13, y: middle + 6, "text-anchor": "middle", class: "plus" }, chains.length > 1 ? "+" : "="),
-    svg("text", { x: sum + 74, y: middle + 5, "text-anchor": "middle" }, "becomes"));
-  box(sum + 122, middle, 64, "input", "end");
-  arrow(sum + 186, middle, sum + 214, middle);
-  box(sum + 214, middle, 200, `one operator ${block.shape}`, "sum");
+    svg("text", { x: sum + 13, y: middle + 6, "text-anchor": "middle", class: "plus" }, chains.length > 1 ? "+" : "="));
+  return picture;
+}
+
+function oneOperator(block) {
+  const { picture, box, arrow } = board(292, 44, `After: one operator, weight ${block.shape || "none"}.`);
+  box(0, 22, 64, "input", "end");
+  arrow(64, 22, 92, 22);
+  box(92, 22, 200, `one operator ${block.shape}`, "sum");
   return picture;
 }
 
