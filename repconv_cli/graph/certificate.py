@@ -169,20 +169,21 @@ def _run(region: list[fx.Node], x: Tensor, fusion: Fusion, constants: Constants)
     values: dict[fx.Node, Any] = {fusion.block.anchor: x}
     magnitudes: dict[fx.Node, Any] = {fusion.block.anchor: x.abs()}
     for node in region:
-        cast: dict[fx.Node, Any] = {}
-
-        def constant(source: fx.Node, cast: dict[fx.Node, Any] = cast) -> Any:
-            if source not in cast:
-                cast[source] = constants.value(source)
-            return cast[source]
-
-        def spent(source: fx.Node, cast: dict[fx.Node, Any] = cast) -> Any:
-            # Given up at its last use, so that a large weight is there twice only while its magnitude is taken.
-            return cast.pop(source) if source in cast else constants.value(source)
-
-        values[node] = run_node(node, lambda n: values[n] if n in values else constant(n))
-        magnitudes[node] = run_magnitude(node, lambda n: magnitudes[n] if n in magnitudes else spent(n))
+        values[node], magnitudes[node] = _run_node(node, values, magnitudes, constants)
     return values[fusion.block.node], magnitudes[fusion.block.node]
+
+
+def _run_node(
+    node: fx.Node, values: dict[fx.Node, Any], magnitudes: dict[fx.Node, Any], constants: Constants
+) -> tuple[Any, Any]:
+    cast = {source: constants.value(source) for source in node.all_input_nodes if source not in values}
+
+    def spent(source: fx.Node) -> Any:
+        # Given up at its last use, so that a large weight is there twice only while its magnitude is taken.
+        return cast.pop(source) if source in cast else constants.value(source)
+
+    value = run_node(node, lambda n: values[n] if n in values else cast[n])
+    return value, run_magnitude(node, lambda n: magnitudes[n] if n in magnitudes else spent(n))
 
 
 def run_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:
