@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repconv_cli.graph.analyse import Analysis, Candidate, cost_of_node, is_convolution, is_norm
+from repconv_cli.graph.analyse import Analysis, Candidate, Cost, cost_of_node, is_convolution, is_norm
 from repconv_cli.graph.probe import linear_sources
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rules import aten
@@ -121,9 +121,7 @@ def _cost_reason(node: fx.Node, composed: list[Candidate], analysis: Analysis) -
 def _times_the_work(node: fx.Node, composed: list[Candidate], analysis: Analysis) -> str | None:
     """Return by how much even the cheapest of ``composed`` is dearer than what it replaces, None if it is not."""
     nearest = min(composed, key=lambda c: c.cost.macs)
-    region = _between(node, nearest.anchor.node, analysis)
-    now = sum(cost_of_node(n, analysis.steps).macs for n in region)
-    then = nearest.cost.macs
+    now, then = _cost_now(node, nearest, analysis).macs, nearest.cost.macs
     if not now or then <= now:
         return None
     counts = f"{now // analysis.samples:,} → {then // analysis.samples:,} MACs"
@@ -134,11 +132,16 @@ def _times_the_work(node: fx.Node, composed: list[Candidate], analysis: Analysis
 def _times_the_weights(node: fx.Node, composed: list[Candidate], analysis: Analysis) -> str | None:
     """Return how many more weights even the smallest of ``composed`` has, None if it has no more."""
     smallest = min(composed, key=lambda c: c.cost.weights)
-    region = _between(node, smallest.anchor.node, analysis)
-    now, then = sum(cost_of_node(n, analysis.steps).weights for n in region), smallest.cost.weights
+    now, then = _cost_now(node, smallest, analysis).weights, smallest.cost.weights
     if not now or then <= now:
         return None
     return f"exact as one convolution, but for the same work with {then / now:.3g} times the weights"
+
+
+def _cost_now(node: fx.Node, candidate: Candidate, analysis: Analysis) -> Cost:
+    """Return what ``candidate`` would replace costs."""
+    region = _between(node, candidate.anchor.node, analysis)
+    return sum((cost_of_node(n, analysis.steps) for n in region), Cost())
 
 
 def _between(node: fx.Node, anchor: fx.Node, analysis: Analysis) -> set[fx.Node]:
