@@ -72,8 +72,8 @@ def _made(form: DeployForm, key: str, source: str) -> Tensor:
 def verify_alone(alone: WeightsAlone, written: Opened | WeightsAlone, options: Options, clock: Clock) -> Result:
     """Judge the tensors of a file in deploy form against the weights that it was made of."""
     alone, found = _recognised(alone, options)
-    if options.eps is None and "repconv.eps" in written.metadata and _eps_in(written) != found.family.eps:
-        options = replace(options, eps=_eps_in(written))
+    if options.eps is None and (eps := _eps_in(written)) not in (None, found.family.eps):
+        options = replace(options, eps=eps)
     form = _deploy_form(alone, found, options, clock)
     tensors = written.tensors if isinstance(written, WeightsAlone) else written.tensors()
     with clock.phase("Fusing"):
@@ -88,9 +88,10 @@ def verify_alone(alone: WeightsAlone, written: Opened | WeightsAlone, options: O
     )
 
 
-def _eps_in(written: Opened | WeightsAlone) -> float:
+def _eps_in(written: Opened | WeightsAlone) -> float | None:
+    found = written.metadata.get("repconv.eps")
     try:
-        return float(written.metadata["repconv.eps"])
+        return None if found is None else float(found)
     except ValueError:
         raise InputError("its metadata gives an eps that is no number", where=written.facts.name) from None
 

@@ -20,7 +20,7 @@ from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_fact
 from repconv_cli.full import check_tensors, compare_outputs, fuse_full, fuse_traced, require_same_call
 from repconv_cli.graph.interpret import running
 from repconv_cli.graph.plan import make_plan
-from repconv_cli.graph.program import ProgramModule
+from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.made import Made
 from repconv_cli.opening import Opened, WeightsAlone, open_source, program_in, trace_source
 from repconv_cli.options import Options
@@ -42,9 +42,7 @@ def inspect(source: str | Path | nn.Module, options: Options | None = None, prog
     with clock.phase("Reading"):
         opened = open_source(source, options)
     assert isinstance(opened, Opened)
-    _require_no_eps(options)
-    with clock.phase("Tracing"):
-        program, is_guessed = trace_source(opened, options)
+    program, is_guessed = _traced(opened, options, clock)
     if options.target == "deploy":
         return inspect_deploy(opened, program, is_guessed, options, clock)
     with clock.phase("Analysing"):
@@ -105,17 +103,18 @@ def fuse(
 
 
 def _made(opened: Opened, out: str | Path, options: Options, clock: Clock) -> Made:
-    _require_no_eps(options)
-    with clock.phase("Tracing"):
-        program, is_guessed = trace_source(opened, options)
+    program, is_guessed = _traced(opened, options, clock)
     if options.target == "deploy":
         return fuse_deploy(opened, program, is_guessed, options, clock)
     return fuse_full(opened, program, is_guessed, options, clock, out)
 
 
-def _require_no_eps(options: Options) -> None:
+def _traced(opened: Opened, options: Options, clock: Clock) -> tuple[Program, bool]:
+    """Return the graph of ``opened``, and whether its input was guessed."""
     if options.eps is not None:
         raise InputError("--eps is for weights alone: in a graph each norm has its own", hint="Leave --eps out.")
+    with clock.phase("Tracing"):
+        return trace_source(opened, options)
 
 
 def load(path: str | Path) -> nn.Module:
@@ -165,9 +164,7 @@ def _verified_deploy(
     if isinstance(opened, WeightsAlone):
         result = verify_alone(opened, written, options, clock)
     else:
-        _require_no_eps(options)
-        with clock.phase("Tracing"):
-            program, is_guessed = trace_source(opened, options)
+        program, is_guessed = _traced(opened, options, clock)
         result = verify_deploy(opened, program, is_guessed, written, options, clock)
     facts = written.facts
     output = OutputFacts(facts.name, facts.size_bytes or 0, facts.sha256 or "", False)
@@ -177,9 +174,7 @@ def _verified_deploy(
 def _verified_full(
     opened: Opened, written: Opened | WeightsAlone | None, out: str | Path, options: Options, clock: Clock
 ) -> Result:
-    _require_no_eps(options)
-    with clock.phase("Tracing"):
-        program, is_guessed = trace_source(opened, options)
+    program, is_guessed = _traced(opened, options, clock)
     with clock.phase("Reading the output"):
         file = read_onnx_output(out, program) if written is None else as_output(written)
         require_same_call(program, file.program, str(out), is_run=not file.has_foreign_names)

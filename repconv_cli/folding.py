@@ -29,7 +29,6 @@ class Folded:
     """
 
     block: FamilyBlock
-    keys: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     facts: BlockFacts | None
     certificate: Certificate | None
@@ -56,7 +55,7 @@ class Folder:
             tensors[f"{block.target}.bias"] = bias
         proof = fused.certificates[0] if fused.certificates else None
         facts = block_facts(fused.plan.blocks[0], proof) if fused.plan.blocks else None
-        return Folded(block, tuple(tensors), tensors, facts, proof)
+        return Folded(block, tensors, facts, proof)
 
 
 def _sum(graph: LayerGraph, branches: Branches, x: fx.Node) -> fx.Node:
