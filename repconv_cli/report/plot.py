@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
+from xml.etree.ElementTree import Element, SubElement, tostring
 
-from repconv_cli.report.bench import name_of, sentence
+from repconv_cli.report.bench import sentence
+from repconv_cli.report.page_charts import speeds
 from repconv_cli.report.words import plain
 from repconv_cli.results import Result
 
@@ -31,36 +32,33 @@ def speed_plot(result: Result) -> str:
     """
     assert result.bench is not None, "bench alone has times"
     runtimes = result.bench.runtimes
-    longest = max((max(r.original_ms or 0.0, r.fused_ms or 0.0) for r in runtimes), default=0.0) or 1.0
-    height = _TOP + _ROW * len(runtimes)
-    conclusion = plain(sentence(result.bench).plain)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
-        f'role="img" aria-label="{escape(conclusion)}">',
-        f"<style>{_STYLE}</style>",
-        _text(16, 26, "Time of one call, median: original above, fused below", "title"),
-        _text(16, 48, "shorter is faster; the speed-up with its 95 % interval", "note"),
-    ]
-    for index, runtime in enumerate(runtimes):
+    scale = _BARS / (max((max(r.original_ms or 0.0, r.fused_ms or 0.0) for r in runtimes), default=0.0) or 1.0)
+    width, height = str(_WIDTH), str(_TOP + _ROW * len(runtimes))
+    drawing = Element(
+        "svg",
+        {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {width} {height}", "width": width, "height": height,
+         "role": "img", "aria-label": plain(sentence(result.bench).plain)},
+    )  # fmt: skip
+    SubElement(drawing, "style").text = _STYLE
+    _write(drawing, 16, 26, "Time of one call, median: original above, fused below", "title")
+    _write(drawing, 16, 48, "shorter is faster; the speed-up with its 95 % interval", "note")
+    for index, (runtime, row) in enumerate(zip(runtimes, speeds(result), strict=True)):
         top = _TOP + _ROW * index
-        parts.append(_text(16, top + 26, plain(name_of(runtime))))
-        if runtime.original_ms is None or runtime.fused_ms is None or runtime.speedup is None:
-            parts.append(_text(_LEFT, top + 26, plain(runtime.problem or "not timed"), "note"))
+        _write(drawing, 16, top + 26, row["name"])
+        if runtime.original_ms is None or runtime.fused_ms is None or "speedup" not in row:
+            _write(drawing, _LEFT, top + 26, row["problem"] or "not timed", "note")
             continue
-        sure = f"{runtime.speedup:.2f}× ({runtime.speedup_low:.2f}–{runtime.speedup_high:.2f})"
-        parts += _bar(top + 4, runtime.original_ms, longest, "original", "")
-        parts += _bar(top + 4 + _BAR + 4, runtime.fused_ms, longest, "fused", sure)
-    return "\n".join([*parts, "</svg>", ""])
+        gain = f"{row['after']}  {row['speedup']} ({row['sure']})"
+        _bar(drawing, top + 4, scale * runtime.original_ms, row["before"], "original")
+        _bar(drawing, top + 4 + _BAR + 4, scale * runtime.fused_ms, gain, "fused")
+    return tostring(drawing, encoding="unicode") + "\n"
 
 
-def _bar(top: int, milliseconds: float, longest: float, kind: str, note: str) -> list[str]:
-    width = round(_BARS * milliseconds / longest, 1)
-    label = f"{milliseconds:.2f} ms  {note}".rstrip()
-    return [
-        f'<rect class="{kind}" x="{_LEFT}" y="{top}" width="{width}" height="{_BAR}" rx="2"/>',
-        _text(_LEFT + width + 8, top + _BAR - 3, label),
-    ]
+def _bar(drawing: Element, top: int, width: float, label: str, kind: str) -> None:
+    place = {"x": str(_LEFT), "y": str(top), "width": f"{width:.1f}", "height": str(_BAR), "rx": "2"}
+    SubElement(drawing, "rect", {"class": kind, **place})
+    _write(drawing, _LEFT + round(width, 1) + 8, top + _BAR - 3, label)
 
 
-def _text(x: float, y: float, text: str, kind: str = "") -> str:
-    return f'<text x="{x}" y="{y}"{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}>{escape(text)}</text>'
+def _write(drawing: Element, x: float, y: float, text: str, kind: str = "label") -> None:
+    SubElement(drawing, "text", {"class": kind, "x": str(x), "y": str(y)}).text = text
