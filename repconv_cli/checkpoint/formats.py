@@ -110,7 +110,7 @@ def _unknown(head: bytes, size: int) -> tuple[str]:
         return (f"this is an HTML page, perhaps a failed download; needed: {_READABLE}",)
     if opens_onnx(head):
         return (f"this is an ONNX model; needed: {_READABLE}. {_ONNX_HINT}",)
-    if head.startswith(b"\x80") and len(head) > 1 and head[1] <= 5:
+    if (head.startswith(b"\x80") and len(head) > 1 and head[1] <= 5) or _is_pickle_of_text(head):
         return (f"this is a bare pickle, not a torch checkpoint; needed: {_READABLE}. Save it with torch.save.",)
     if start.startswith((b"{", b"[")):
         return (f"this is JSON text; needed: {_READABLE}",)
@@ -120,6 +120,17 @@ def _unknown(head: bytes, size: int) -> tuple[str]:
         first = head[:24].decode("ascii").splitlines()[0]
         return (f"this is text that starts with {first!r}; needed: {_READABLE}",)
     return (f"the format is not known ({size} bytes that start with {head[:8].hex(' ')}); needed: {_READABLE}",)
+
+
+def _is_pickle_of_text(head: bytes) -> bool:
+    """Whether a whole pickle of protocol 0, which has no magic number, is in the head."""
+    import pickletools
+
+    try:
+        # Only listed: nothing of it is carried out.
+        return sum(1 for _ in pickletools.genops(head)) > 1
+    except (ValueError, OverflowError, MemoryError):
+        return False
 
 
 def _is_text(head: bytes) -> bool:

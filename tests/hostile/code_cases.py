@@ -26,7 +26,7 @@ CONTAINERS: dict[str, tuple[Container, str | None]] = {
     "legacy system information": (lambda path, data: containers.legacy(path, data, 2), REFUSED),
     "legacy storage keys": (lambda path, data: containers.legacy(path, data, 4), REFUSED),
     "TorchScript": (containers.script, REFUSED),
-    "bare": (containers.bare, "bare pickle|format is not known|this is text that starts with"),
+    "bare": (containers.bare, "bare pickle|format is not known"),
     "pt2 weights": (containers.in_program("data/weights/model.pt"), "holds pickled weights"),
     "pt2 constants": (containers.in_program("data/constants/model.pt"), "holds pickled weights"),
     "pt2 compiled": (containers.in_program("data/aotinductor/model/model.so"), "holds compiled code"),
