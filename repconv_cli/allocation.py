@@ -7,14 +7,17 @@ import os
 import sys
 
 _M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD = -1
 _LARGE = 8 << 20
+_KEPT = 16 << 20
 
 
 def return_large_blocks() -> bool:
     """Let glibc give blocks of eight mebibytes or more back to the system when freed; return whether it will.
 
     By itself it keeps blocks of up to 32 MiB for later. Here one float64 kernel comes after the other, each of another
-    size than the last, and what is kept fits none of them: the peak was up to half as high again.
+    size than the last, and what is kept fits none of them: the peak was up to half as high again. Of smaller blocks it
+    keeps up to 16 MiB, so that a kernel worked on piece by piece does not take each piece anew.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -22,7 +25,8 @@ def return_large_blocks() -> bool:
     # when it first takes memory.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE))
+        library = ctypes.CDLL(None)
+        return bool(library.mallopt(_M_MMAP_THRESHOLD, _LARGE) and library.mallopt(_M_TRIM_THRESHOLD, _KEPT))
     except (AttributeError, OSError):
         # Another C library, such as musl, which returns large blocks anyway.
         return False

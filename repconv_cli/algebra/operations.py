@@ -25,6 +25,9 @@ from repconv_cli.errors import InexactError
 
 Sizes = tuple[int | None, ...]
 
+# Two megabytes of float64: a slab stays in the caches from its cast to its sum.
+_SLAB_VALUES = 1 << 18
+
 
 def fold(inner: ConvMap, scale: Tensor, shift: Tensor | None = None) -> ConvMap:
     """Return ``scale * inner(x) + shift``, one factor per output channel. Always exact.
@@ -110,19 +113,29 @@ def merge(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvMap:
         raise InexactError(f"{left.geometry.out_channels} channels beside {right.geometry.out_channels}")
     weight = left.weight.new_zeros(geometry.weight_shape)
     for part in (left, right):
-        _add_onto(weight, part, geometry)
+        add_onto(weight, geometry, part.weight, part.geometry)
     return ConvMap(weight, left.bias + right.bias, geometry)
 
 
-def _add_onto(weight: Tensor, inner: ConvMap, geometry: Geometry) -> None:
-    """Add ``inner``'s taps to ``weight``, a kernel of ``geometry``, without writing zeros out for the other taps."""
-    grouped = regroup(widen(inner, geometry.reads, geometry.in_channels), geometry.groups)
-    if geometry.transposed:
-        weight.add_(grouped.weight)
-        return
-    places = tuple(_place(small, large) for small, large in zip(grouped.geometry.axes, geometry.axes, strict=True))
-    # Not `+=`, which writes the sum back once more.
-    weight[(slice(None), slice(None), *places)].add_(grouped.weight)
+def add_onto(total: Tensor, geometry: Geometry, weight: Tensor, own: Geometry, scale: Tensor | None = None) -> None:
+    """Add ``scale * weight`` in place to ``total``, a float64 kernel of ``geometry``; its other taps are not touched.
+
+    ``weight`` is a kernel of ``own`` in any floating type. Row by row of the output channels, so that neither its
+    float64 copy nor its scaled one is ever there as a whole.
+    """
+    if (own.reads, own.in_channels, own.groups) != (geometry.reads, geometry.in_channels, geometry.groups):
+        whole = ConvMap(weight.double(), weight.new_zeros(own.out_channels, dtype=torch.float64), own)
+        placed = regroup(widen(whole, geometry.reads, geometry.in_channels), geometry.groups)
+        weight, own = placed.weight, placed.geometry
+    if not geometry.transposed:
+        places = tuple(_place(small, large) for small, large in zip(own.axes, geometry.axes, strict=True))
+        total = total[(slice(None), slice(None), *places)]
+    column = None if scale is None else scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    rows = max(1, _SLAB_VALUES * len(weight) // max(1, weight.numel()))
+    for start in range(0, len(weight), rows):
+        slab = slice(start, start + rows)
+        part = weight[slab].to(torch.float64, copy=True)
+        total[slab].add_(part if column is None else part.mul_(column[slab]))
 
 
 def subtract(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvMap:

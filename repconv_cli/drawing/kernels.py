@@ -6,12 +6,13 @@ from math import prod
 
 from torch import Tensor, fx
 
-from repconv_cli.algebra import ConvMap, Geometry, embed, regroup, widen
+from repconv_cli.algebra import Geometry, embed, regroup, widen
 from repconv_cli.drawing.ranges import range_of
 from repconv_cli.errors import InexactError, RepconvError
 from repconv_cli.graph.analyse import Analysis
 from repconv_cli.graph.kind import branches_of, listed
 from repconv_cli.graph.plan import Block, Plan
+from repconv_cli.graph.recipe import compute
 from repconv_cli.graph.rules import aten
 from repconv_cli.graph.term import Term
 from repconv_cli.graph.terms import lift, scale_term
@@ -136,7 +137,7 @@ def _facts(label: str, part: Term, geometry: Geometry, block: Block, pairs: tupl
 def _on_taps(term: Term, geometry: Geometry, block: Block) -> Tensor:
     """Return the kernel of ``term`` written on the channels, groups and taps of the block's own."""
     assert term.recipe is not None
-    kernel: ConvMap = term.recipe.compute()
+    kernel = compute(term.recipe)
     kernel = regroup(widen(kernel, 0, geometry.in_channels), geometry.groups)
     if not geometry.transposed:
         kernel = embed(kernel, geometry.axes)

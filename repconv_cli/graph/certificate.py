@@ -22,6 +22,9 @@ from repconv_cli.graph.rules import aten
 LIMIT = 1e-12
 _MOST_GEOMETRIES = 8
 _MOST_OTHERS = 2
+# Sixteen megabytes of float64.
+_SLAB_VALUES = 1 << 21
+_LAYERS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,8 @@ def _run(region: list[fx.Node], x: Tensor, fusion: Fusion, constants: Constants)
 def _run_node(
     node: fx.Node, values: dict[fx.Node, Any], magnitudes: dict[fx.Node, Any], constants: Constants
 ) -> tuple[Any, Any]:
+    if _is_large_layer(node, constants):
+        return _run_in_slabs(node, values, magnitudes, constants)
     cast = {source: constants.value(source) for source in node.all_input_nodes if source not in values}
 
     def spent(source: fx.Node) -> Any:
@@ -184,6 +189,41 @@ def _run_node(
 
     value = run_node(node, lambda n: values[n] if n in values else cast[n])
     return value, run_magnitude(node, lambda n: magnitudes[n] if n in magnitudes else spent(n))
+
+
+def _is_large_layer(node: fx.Node, constants: Constants) -> bool:
+    """Whether ``node`` is a layer of one group whose weight is better cast piece by piece."""
+    if node.target not in _LAYERS or node.kwargs:
+        return False
+    weight, groups = node.args[1], node.args[6] if len(node.args) > 6 else 1
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or groups != 1:
+        return False
+    return constants.stored(weight).numel() > _SLAB_VALUES
+
+
+def _run_in_slabs(
+    node: fx.Node, values: dict[fx.Node, Any], magnitudes: dict[fx.Node, Any], constants: Constants
+) -> tuple[Tensor, Tensor]:
+    """Return the value and the magnitude of a layer, some output channels at a time.
+
+    So the weight is never there in float64 as a whole.
+    """
+    layer: Any = node.target
+    read, weight, *others = node.args
+    assert isinstance(read, fx.Node)
+    assert isinstance(weight, fx.Node)
+    stored = constants.stored(weight)
+    bias = constants.value(others[0]) if others and isinstance(others[0], fx.Node) else None
+    rows = max(1, _SLAB_VALUES * len(stored) // stored.numel())
+    found = []
+    for start in range(0, len(stored), rows):
+        slab = stored[start : start + rows].to(torch.float64, copy=True)
+        shift = None if bias is None else bias[start : start + rows]
+        value = layer(values[read], slab, shift, *others[1:])
+        found.append((value, layer(magnitudes[read], slab.abs_(), None if shift is None else shift.abs(), *others[1:])))
+    axis = -1 if layer is aten.linear.default else 1
+    value, magnitude = (torch.cat(parts, axis) for parts in zip(*found, strict=True))
+    return value, magnitude
 
 
 def run_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from repconv_cli.errors import InputError, UnprovenError
+from repconv_cli.finite import is_finite
 from repconv_cli.graph.certificate import Certificate, certify
 from repconv_cli.graph.interpret import run_side_by_side, running
 from repconv_cli.graph.plan import Block, Plan, make_plan
@@ -77,7 +77,8 @@ class _Workshop:
         self.unread.update(made)
         for key, tensor in made.items():
             cast = self.tensors[key] = tensor.to(self.dtype) if self.dtype else tensor
-            if not all(math.isfinite(extreme) for extreme in torch.aminmax(cast)):
+            # What was not cast is finite: it has its certificate.
+            if self.dtype and not is_finite(cast):
                 raise _BlockUnprovenError(fusion.block, f"{key} has values that {_name(cast.dtype)} cannot hold")
 
     def constant(self, key: str) -> Tensor:

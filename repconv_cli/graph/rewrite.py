@@ -14,6 +14,7 @@ from repconv_cli.errors import UnprovenError
 from repconv_cli.graph.arrange import moves
 from repconv_cli.graph.plan import Block, Plan
 from repconv_cli.graph.program import Program, is_computation
+from repconv_cli.graph.recipe import compute
 from repconv_cli.graph.rules import aten
 from repconv_cli.graph.unroll import Unrolled
 from repconv_cli.graph.written import (
@@ -101,7 +102,7 @@ def _kernel(block: Block) -> tuple[ConvMap, Tensor]:
     term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
     geometry = takeable_geometry(term, anchor)
     assert term.recipe is not None
-    kernel = term.recipe.compute()
+    kernel = compute(term.recipe)
     kernel = regroup(widen(kernel, 0, geometry.in_channels), geometry.groups)
     if kernel.geometry != geometry:
         raise UnprovenError(f"block {block.name}: planned {geometry}, computed {kernel.geometry}")

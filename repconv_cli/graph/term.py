@@ -5,7 +5,6 @@ The geometry and the constant are known at once; the kernel is a recipe, compute
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -15,46 +14,7 @@ from torch import Tensor, fx
 
 from repconv_cli.algebra import ConvMap, Geometry
 from repconv_cli.graph.arrange import Layout
-
-
-@dataclass(frozen=True, eq=False)
-class Recipe:
-    """How to compute a kernel from the kernels of other recipes; constants (biases) are kept elsewhere."""
-
-    make: Callable[[list[ConvMap]], ConvMap]
-    inputs: tuple[Recipe, ...] = ()
-
-    def compute(self) -> ConvMap:
-        """Return the kernel as a map without bias.
-
-        Every shared recipe is computed once, without recursion, and kept no longer than another one needs it.
-        """
-        order = self._in_order()
-        waiting = Counter(id(source) for recipe in order for source in recipe.inputs)
-        done: dict[int, ConvMap] = {}
-        for recipe in order:
-            maps = [done[id(source)] for source in recipe.inputs]
-            for source in recipe.inputs:
-                waiting[id(source)] -= 1
-                if not waiting[id(source)]:
-                    del done[id(source)]
-            done[id(recipe)] = recipe.make(maps)
-            del maps
-        return done[id(self)]
-
-    def _in_order(self) -> list[Recipe]:
-        """Return every recipe that this one is made of, and itself, inputs first."""
-        order: dict[int, Recipe] = {}
-        stack = [self]
-        while stack:
-            recipe = stack[-1]
-            missing = [source for source in recipe.inputs if id(source) not in order]
-            if missing:
-                stack.extend(missing)
-                continue
-            stack.pop()
-            order.setdefault(id(recipe), recipe)
-        return list(order.values())
+from repconv_cli.graph.recipe import Recipe, Sum
 
 
 @dataclass(frozen=True)
@@ -100,7 +60,7 @@ class Term:
 
     axis: int | None = None
     geometry: Geometry | None = None
-    recipe: Recipe | None = None
+    recipe: Recipe | Sum | None = None
     factor: float = 1.0
     offset: Tensor = torch.zeros((), dtype=torch.float64)  # noqa: RUF009 - never written to
     convolutions: int = 0
@@ -117,6 +77,7 @@ class Term:
 class Leaf:
     """One operator as a map: geometry now, weight when asked; ``pad_value`` is what its padding reads.
 
+    ``stored`` gives that weight in whatever type it is stored, where it is stored as the map has it.
     ``has_kernel`` is false for a pad or a crop, ``is_layer`` true for what has weights of its own, ``transposes`` for
     a transposed convolution of any stride.
     """
@@ -128,3 +89,4 @@ class Leaf:
     has_kernel: bool = True
     is_layer: bool = True
     transposes: bool = False
+    stored: Callable[[], Tensor] | None = None

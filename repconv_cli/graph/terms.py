@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from repconv_cli.algebra import ConvMap, Geometry, compose, concatenate, fold, merge, scale_map, select
+from repconv_cli.algebra import ConvMap, Geometry, compose, concatenate, scale_map, select
 from repconv_cli.algebra.border import compose_geometry
 from repconv_cli.algebra.geometry import (
     Axis,
@@ -19,10 +19,11 @@ from repconv_cli.algebra.geometry import (
     merge_geometry,
     select_geometry,
 )
-from repconv_cli.algebra.operations import through
+from repconv_cli.algebra.operations import Sizes, through
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.arrange import Layout, Size, reshaped, unmoved
-from repconv_cli.graph.term import Anchor, Leaf, Recipe, Term
+from repconv_cli.graph.recipe import Recipe, Sum
+from repconv_cli.graph.term import Anchor, Leaf, Term
 
 # Two ways to compute one constant (a norm's shift, a border's value) differ by float64 rounding and no more.
 _FIELD_TOLERANCE = 1e-12
@@ -51,7 +52,7 @@ def lift(term: Term, axis: int, anchor: Anchor) -> Term:
     return replace(term, axis=axis, geometry=geometry, recipe=recipe, factor=1.0, offset=term.offset.expand(channels))
 
 
-def _known(term: Term) -> tuple[int, Geometry, Recipe]:
+def _known(term: Term) -> tuple[int, Geometry, Recipe | Sum]:
     assert term.axis is not None
     assert term.geometry is not None
     assert term.recipe is not None
@@ -84,7 +85,7 @@ def _fitted(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Leaf:
         kernel = leaf.make()
         return ConvMap(kernel.weight.reshape(geometry.weight_shape), kernel.bias, geometry)
 
-    return replace(leaf, geometry=geometry, make=make)
+    return replace(leaf, geometry=geometry, make=make, stored=None)
 
 
 def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
@@ -99,17 +100,22 @@ def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
     sizes = anchor.sizes(axis)
     combined = compose_geometry(leaf.geometry, geometry, sizes)
     offset = _offset_through(leaf, inner, anchor)
-    make = leaf.make
     return Term(
         axis,
         combined,
-        Recipe(lambda maps: compose(make(), maps[0], sizes), (recipe,)),
+        _composed(leaf, recipe, sizes, reads_anchor=term.keeps_values() and combined == leaf.geometry),
         offset=offset,
         convolutions=inner.convolutions + leaf.is_layer,
         kernels=inner.kernels + leaf.has_kernel,
         layout=term.layout,
         transposes=inner.transposes or leaf.transposes,
     )
+
+
+def _composed(leaf: Leaf, inner: Recipe | Sum, sizes: Sizes, *, reads_anchor: bool) -> Recipe:
+    if reads_anchor and leaf.stored is not None:
+        return Recipe(lambda _: leaf.make(), stored=(leaf.stored, leaf.geometry))
+    return Recipe(lambda maps: compose(leaf.make(), maps[0], sizes), (inner,))
 
 
 def _offset_through(leaf: Leaf, inner: Term, anchor: Anchor) -> Tensor:
@@ -159,7 +165,7 @@ def scale_term(term: Term, scale: Tensor | float, shift: Tensor | float, axis: i
     added = torch.as_tensor(shift, dtype=torch.float64).expand(channels)
     column = (-1, *(1,) * (lifted.offset.ndim - 1))
     offset = lifted.offset * per_channel.reshape(column) + added.reshape(column)
-    return replace(lifted, recipe=Recipe(lambda maps: fold(maps[0], per_channel), (recipe,)), offset=offset)
+    return replace(lifted, recipe=Sum(geometry, ((per_channel, recipe),)), offset=offset)
 
 
 def add_terms(left: Term, right: Term, anchor: Anchor) -> Term:
@@ -178,7 +184,7 @@ def add_terms(left: Term, right: Term, anchor: Anchor) -> Term:
     a, b = lift(left, axis, anchor), lift(right, axis, anchor)
     sizes = anchor.sizes(axis)
     geometry = merge_geometry(_known(a)[1], _known(b)[1], sizes)
-    recipe = Recipe(lambda maps: merge(maps[0], maps[1], sizes), (_known(a)[2], _known(b)[2]))
+    recipe = Sum(geometry, ((None, _known(a)[2]), (None, _known(b)[2])))
     offset = _aligned(a.offset, b.offset.ndim) + _aligned(b.offset, a.offset.ndim)
     convolutions, kernels = a.convolutions + b.convolutions, a.kernels + b.kernels
     transposes = a.transposes or b.transposes

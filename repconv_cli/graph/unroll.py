@@ -23,8 +23,9 @@ from repconv_cli.algebra import Axis, ConvMap, Geometry
 from repconv_cli.errors import UnprovenError
 from repconv_cli.graph.arrange import Size
 from repconv_cli.graph.interpret import Constants, region_between, run_node
+from repconv_cli.graph.recipe import Recipe
 from repconv_cli.graph.rules import Step, aten
-from repconv_cli.graph.term import Anchor, Recipe, Term
+from repconv_cli.graph.term import Anchor, Term
 
 # How many values one node may have while its Jacobian is made, in rows of samples at once.
 _MOST_VALUES = 2**19

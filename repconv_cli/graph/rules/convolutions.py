@@ -45,7 +45,8 @@ def convolution(call: Call) -> Step | None:
         return conv_map(call.weight(weight), stride=stride, padding=pads, dilation=dilation, groups=groups)
 
     geometry = Geometry(shape[0], shape[1] * groups, groups, axes)
-    leaf = Leaf(geometry, make, None if bias is None else call.tensor(bias))
+    offset = None if bias is None else call.tensor(bias)
+    leaf = Leaf(geometry, make, offset, stored=lambda: call.weight(weight))
     is_one_place = all(size == 1 for size in (*shape[2:], *x.meta["shape"][2:]))
     return leaf_step(x, leaf, 1, "linear" if is_one_place else kernel_name(shape[2:]))
 
@@ -90,6 +91,7 @@ def linear(call: Call) -> Step | None:
         Geometry(outputs, inputs),
         lambda: conv_map(call.weight(weight)),
         None if bias is None else call.tensor(bias),
+        stored=lambda: call.weight(weight),
     )
     return leaf_step(x, leaf, len(x.meta["shape"]) - 1, "linear")
 
