@@ -9,7 +9,7 @@ import sys
 _M_MMAP_THRESHOLD = -3
 _M_TRIM_THRESHOLD = -1
 _LARGE = 8 << 20
-_KEPT = 16 << 20
+_KEPT = 4 << 20
 
 
 def return_large_blocks() -> bool:
@@ -17,7 +17,7 @@ def return_large_blocks() -> bool:
 
     By itself it keeps blocks of up to 32 MiB for later. Here one float64 kernel comes after the other, each of another
     size than the last, and what is kept fits none of them: the peak was up to half as high again. Of smaller blocks it
-    keeps up to 16 MiB, so that a kernel worked on piece by piece does not take each piece anew.
+    keeps up to 4 MiB, so that a kernel worked on piece by piece does not take each piece anew.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -140,7 +140,8 @@ class RuntimeFacts:
     """The gain in one runtime: median milliseconds of one call, and the original's time over the fused one's.
 
     ``gain`` is ``gain``, ``loss``, or ``none`` where the interval of the speed-up holds 1. ``problem`` says why a
-    runtime has no times. Peaks are the bytes by which resident memory grows during one call.
+    runtime has no times. Peaks are the bytes by which resident memory grows during one call. A spread is the distance
+    of the times' quartiles: half of the rounds lie within it.
     """
 
     runtime: str
@@ -154,6 +155,8 @@ class RuntimeFacts:
     gain: str | None = None
     original_peak_bytes: int | None = None
     fused_peak_bytes: int | None = None
+    original_spread_ms: float | None = None
+    fused_spread_ms: float | None = None
     problem: str | None = None
 
 

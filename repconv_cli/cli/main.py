@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -64,7 +65,12 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show × or → must not end the program.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    app()
+    try:
+        app()
+    finally:
+        # Python's last collections would walk over all that torch and a model library hold, for more than a second in
+        # which the command has said all it has to say.
+        gc.freeze()
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def _table(runtimes: list[RuntimeFacts]) -> Table:
         word, colour = _GAINS[runtime.gain or "none"]
         table.add_row(
             name_of(runtime),
-            f"{runtime.original_ms:.2f} ms",
-            f"{runtime.fused_ms:.2f} ms",
+            time_of(runtime.original_ms, runtime.original_spread_ms),
+            time_of(runtime.fused_ms, runtime.fused_spread_ms),
             Text(f"{runtime.speedup:.2f}×  {word}", style=colour),
             f"{runtime.speedup_low:.2f}–{runtime.speedup_high:.2f}",
             peaks(runtime),
@@ -49,6 +49,13 @@ def _table(runtimes: list[RuntimeFacts]) -> Table:
 def name_of(runtime: RuntimeFacts) -> str:
     """Return ``torch 2.14.1 eager``, ``onnxruntime 1.32.0``."""
     return runtime.version if runtime.version.startswith(runtime.runtime) else f"{runtime.version} {runtime.runtime}"
+
+
+def time_of(median: float | None, spread: float | None) -> str:
+    """Return ``12.31 ±0.20 ms``: the median, and half of the distance of the quartiles."""
+    if median is None:
+        return "–"
+    return f"{median:.2f} ms" if spread is None else f"{median:.2f} ±{spread / 2:.2f} ms"
 
 
 def peaks(runtime: RuntimeFacts) -> str:

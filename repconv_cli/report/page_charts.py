@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from repconv_cli.quantities import size_of
-from repconv_cli.report.bench import name_of, peaks
+from repconv_cli.report.bench import name_of, peaks, time_of
 from repconv_cli.report.tables import SUMMARY
 from repconv_cli.report.words import number, percent, plain
 from repconv_cli.results import BlockFacts, Change, Result
@@ -41,8 +41,8 @@ def speeds(result: Result) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": plain(name_of(runtime)), "problem": plain(runtime.problem or "")}
         if runtime.original_ms is not None and runtime.fused_ms is not None and runtime.speedup is not None:
             row |= {
-                "before": f"{runtime.original_ms:.2f} ms",
-                "after": f"{runtime.fused_ms:.2f} ms",
+                "before": time_of(runtime.original_ms, runtime.original_spread_ms),
+                "after": time_of(runtime.fused_ms, runtime.fused_spread_ms),
                 "speedup": f"{runtime.speedup:.2f}×",
                 "sure": f"{runtime.speedup_low:.2f}–{runtime.speedup_high:.2f}",
                 "memory": peaks(runtime),

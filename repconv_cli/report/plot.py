@@ -40,7 +40,13 @@ def speed_plot(result: Result) -> str:
          "role": "img", "aria-label": plain(sentence(result.bench).plain)},
     )  # fmt: skip
     SubElement(drawing, "style").text = _STYLE
-    _write(drawing, 16, 26, "Time of one call, median: original above, fused below", "title")
+    _write(
+        drawing,
+        16,
+        26,
+        "Time of one call, median and half of its quartiles' distance: original above, fused below",
+        "title",
+    )
     _write(drawing, 16, 48, "shorter is faster; the speed-up with its 95 % interval", "note")
     for index, (runtime, row) in enumerate(zip(runtimes, speeds(result), strict=True)):
         top = _TOP + _ROW * index

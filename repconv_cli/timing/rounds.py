@@ -41,6 +41,11 @@ class Rounds:
         """Return the median time of one call."""
         return 1e3 * statistics.median(self.seconds[form])
 
+    def spread(self, form: str) -> float:
+        """Return how far apart the quartiles of the times are, in milliseconds: half of the rounds lie between them."""
+        first, _, third = statistics.quantiles(self.seconds[form], n=4, method="inclusive")
+        return 1e3 * (third - first)
+
     def ratio(self, form: str, reference: str) -> Interval:
         """Return how many times as long as ``reference`` a form takes, from the ratio within each round."""
         return interval([a / b for a, b in zip(self.seconds[form], self.seconds[reference], strict=True)])

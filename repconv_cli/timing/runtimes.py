@@ -117,6 +117,8 @@ def _facts(name: str, runtime: str, found: Rounds, peaks: dict[str, int | None])
         runtime,
         original_ms=found.milliseconds("original"),
         fused_ms=found.milliseconds("fused"),
+        original_spread_ms=found.spread("original"),
+        fused_spread_ms=found.spread("fused"),
         speedup=speedup.median,
         speedup_low=speedup.low,
         speedup_high=speedup.high,

@@ -36,6 +36,7 @@ def test_a_source_is_fused_in_memory_and_timed_one_sample_at_a_time():
     (eager,) = result.bench.runtimes
     assert eager.problem is None
     assert eager.original_ms > 0 < eager.fused_ms
+    assert eager.original_spread_ms >= 0 <= eager.fused_spread_ms
     assert eager.speedup_low <= eager.speedup <= eager.speedup_high
     assert result.verification is not None
     assert result.totals.norms.after == 0
