@@ -433,3 +433,41 @@ def test_a_file_of_another_model_is_told_by_its_shapes(tmp_path: Path) -> None:
     convert.fuse(colour, tmp_path / "out.safetensors", Options(input=((1, 3, 8, 8),)))
     with pytest.raises(InputError, match=r"its input is \?×3×\?×\? of float32, and it is compared on 2×1×8×8\. Was it"):
         convert.verify(grey, tmp_path / "out.safetensors", Options(input=((1, 1, 8, 8),)))
+
+
+class Overflowing(nn.Module):
+    """A convolution whose values are beyond float32, and a norm that makes them small again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3)
+        nn.init.constant_(self.conv.weight[0], 3e38)
+        nn.init.constant_(self.norm.weight[0], 1e-38)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+def test_where_the_original_overflows_float64_tells_what_is_right(tmp_path: Path) -> None:
+    with torch.no_grad():
+        model = Overflowing().eval()
+    found = convert.fuse(model, tmp_path / "out.safetensors", Options(input=((2, 2, 4, 4),)))
+    assert found.verification is not None
+    assert found.verification.verdict == "pass"
+    (told,) = found.verification.assumptions
+    assert "overflow in the original, not in float64" in told
+
+
+def test_a_wrong_answer_fails_also_where_the_original_overflows(tmp_path: Path) -> None:
+    with torch.no_grad():
+        model = Overflowing().eval()
+    path, options = tmp_path / "out.safetensors", Options(input=((2, 2, 4, 4),))
+    convert.fuse(model, path, options)
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        notes = file.metadata()
+    tensors["conv.weight"][0] *= 1.01
+    write_safetensors(path, tensors, notes, force=True)
+    found = convert.verify(model, path, options)
+    assert found.verification is not None
+    assert found.verification.verdict == "fail"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repconv_cli.errors import UnprovenError
+from repconv_cli.errors import InputError, UnprovenError
 from repconv_cli.graph.certificate import LIMIT, certify
 from repconv_cli.graph.fuse import fuse_program
 from repconv_cli.graph.plan import Plan, make_plan
@@ -264,3 +264,13 @@ def test_a_large_layer_run_in_pieces_gives_the_same_proof(
         with pytest.raises(UnprovenError, match=DIFFERS):
             certify(wrong, plan.analysis.constants)
         monkeypatch.undo()
+
+
+def test_weights_that_cancel_to_nothing_are_the_files_fault_not_a_bug() -> None:
+    module = randomised(nn.Sequential(RepVGG(), nn.ReLU(), conv(4, 4, 3)))
+    with torch.no_grad():
+        module[0].dense[1].bias[0] = 1e38
+        module[0].pointwise[1].bias[0] = -1e38
+    program = trace(module, noise((2, 4, 7, 7)))
+    with pytest.raises(InputError, match=r"rounding in float64 alone changes its outputs by \d.\de\+\d\d of their"):
+        fuse_program(program, list(random_inputs(program, 1, 0)))
