@@ -78,8 +78,8 @@ def fuse(
     path = None if isinstance(source, nn.Module) else Path(source)
     if path is not None and is_onnx(path):
         return convert_onnx.fuse(path, out, options, force=force, dry_run=dry_run, clock=clock)
-    check_format(out)
     check_output(out, force=force, source=path if path is not None and path.exists() else None)
+    check_format(out)
     with clock.phase("Reading"):
         opened = open_source(source, options)
     if (isinstance(opened, WeightsAlone) or options.target == "deploy") and Path(out).suffix in (".onnx", ".pt2"):

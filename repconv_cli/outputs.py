@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from repconv_cli.checkpoint import WrittenFile, write_chunks, write_safetensors
 from repconv_cli.checkpoint.pt2 import read_program
+from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.errors import InputError, OutputError, RepconvError
 from repconv_cli.exported import module_of
 from repconv_cli.graph.export import export
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Model = Callable[..., Any]
+_PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 
 
 class Writable(Protocol):
@@ -71,9 +73,19 @@ class TensorsOutput:
 
 
 def check_format(out: str | Path) -> None:
-    """Raise where the format that ``out`` asks for needs what is not installed; call it before long work starts."""
-    if Path(out).suffix == ".onnx":
+    """Raise where ``out`` asks for a format that is not written, or not without what is not installed.
+
+    Call it before long work starts.
+    """
+    suffix = Path(out).suffix
+    if suffix == ".onnx":
         require("onnx", "onnxruntime", "onnxscript")
+    if suffix in _PICKLES:
+        raise OutputError(
+            f"a file whose name ends in {suffix} is opened as a pickle, and fuse writes none",
+            where=quoted(out, limit=200),
+            needed="a name that ends in .safetensors, .pt2 or .onnx",
+        )
 
 
 def make_output(out: str | Path, program: Program) -> Output:

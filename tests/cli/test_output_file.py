@@ -47,6 +47,14 @@ def test_an_output_without_a_folder(small: Path, tmp_path: Path) -> None:
     assert f"there is no folder {tmp_path / 'none'}. Make it first." in done.stderr
 
 
+@pytest.mark.parametrize("name", ["out.pt", "out.pth", "out.ckpt", "out.bin"])
+def test_an_output_that_others_would_open_as_a_pickle_is_refused(small: Path, tmp_path: Path, name: str) -> None:
+    done = run("fuse", small, tmp_path / name, *INPUT)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "is opened as a pickle, and fuse writes none; needed: a name that ends in .safetensors" in done.stderr
+    assert not (tmp_path / name).exists()
+
+
 def test_a_dry_run_reports_and_writes_nothing(small: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     out = tmp_path / "out.safetensors"
