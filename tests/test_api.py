@@ -154,6 +154,36 @@ def test_torch_exports_what_is_loaded(out: Path) -> None:
         assert torch.equal(program.module()(*args)["logits"], model(*args)["logits"])
 
 
+def test_torch_traces_and_compiles_what_is_loaded(out: Path) -> None:
+    model, args = api.load(out), (torch.randn(2, 3, 7, 8), torch.randn(2, 2, 7, 8))
+    with torch.no_grad():
+        expected = model(*args)["logits"]
+        traced = torch.jit.trace(model, args, strict=False)
+        torch.testing.assert_close(traced(*args)["logits"], expected)
+        # No C++ compiler is needed to see that torch can capture it whole.
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(*args)["logits"], expected)
+
+
+def test_what_is_loaded_moves_to_another_device(out: Path) -> None:
+    model = api.load(out).to("meta")
+    found = model(torch.randn(2, 3, 7, 8, device="meta"), torch.randn(2, 2, 7, 8, device="meta"))["logits"]
+    assert found.device.type == "meta"
+
+
+def test_what_is_loaded_learns(out: Path) -> None:
+    model, args = api.load(out).train(), (torch.randn(2, 3, 7, 8), torch.randn(2, 2, 7, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(5):
+        loss = model(*args)["logits"].square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
 def test_a_copy_of_what_is_loaded_is_a_model_of_its_own(out: Path) -> None:
     model, args = api.load(out), (torch.randn(2, 3, 7, 8), torch.randn(2, 2, 7, 8))
     twin = copy.deepcopy(model)
