@@ -10,22 +10,24 @@ from torch import nn
 from repconv_cli import convert_onnx
 from repconv_cli.alone import fuse_alone, verify_alone
 from repconv_cli.checkpoint import check_output, read
-from repconv_cli.clock import Clock, Progress
+from repconv_cli.clock import Clock, Progress, counting
 from repconv_cli.contents import inspect_contents
 from repconv_cli.convert_onnx import is_onnx
 from repconv_cli.deploy import fuse_deploy, inspect_deploy, verify_deploy
 from repconv_cli.drawing import with_drawing
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, plan_notes, refusal_facts, totals
-from repconv_cli.full import check_tensors, compare_outputs, fuse_full, fuse_traced, require_same_call
+from repconv_cli.full import check_tensors, compare_outputs, fuse_full, fuse_traced, require_same_call, unchecked
 from repconv_cli.graph.interpret import running
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.made import Made
+from repconv_cli.onnx.session import Session
 from repconv_cli.opening import Opened, WeightsAlone, open_source, program_in, trace_source
 from repconv_cli.options import Options
-from repconv_cli.outputs import as_output, check_format, read_onnx_output
+from repconv_cli.outputs import RuntimeModel, as_output, check_format, read_onnx_output
 from repconv_cli.results import OutputFacts, Result
+from repconv_cli.verdict import compare, random_inputs
 
 
 def inspect(source: str | Path | nn.Module, options: Options | None = None, progress: Progress | None = None) -> Result:
@@ -143,7 +145,7 @@ def verify(
     """Judge the file that lies at ``out`` against ``source``: outputs, and each fused tensor against a new plan."""
     options, clock = options or Options(), Clock(progress)
     if not isinstance(source, nn.Module) and is_onnx(source):
-        return convert_onnx.verify(source, out, options, clock)
+        return (convert_onnx.verify if is_onnx(out) else _verified_from_onnx)(source, out, options, clock)
     with clock.phase("Reading"):
         opened = open_source(source, options)
         # How an ONNX file is called is told by the source.
@@ -169,6 +171,29 @@ def _verified_deploy(
     facts = written.facts
     output = OutputFacts(facts.name, facts.size_bytes or 0, facts.sha256 or "", False)
     return replace(result, output=output, seconds=clock.seconds)
+
+
+def _verified_from_onnx(source: str | Path, out: str | Path, options: Options, clock: Clock) -> Result:
+    """Judge a file that torch runs against an ONNX model that onnxruntime runs."""
+    with clock.phase("Reading"):
+        opened = convert_onnx.open_onnx(source, options)
+        file = as_output(open_source(out, options))
+        program = opened.translated.program
+        require_same_call(program, file.program, str(out))
+    inputs = random_inputs(program, options.samples, options.seed)
+    inputs = counting("Comparing outputs", inputs, options.samples, clock.report)
+    with clock.phase("Comparing outputs"), running(f"the graph in {out}"):
+        model = RuntimeModel(Session(opened.file.model, opened.file.folder), program)
+        verification = compare(program, model, file.program, file.model, inputs, options.limits)
+    return Result(
+        "verify",
+        opened.facts,
+        input_facts(program, opened.inference.is_guessed),
+        verification=unchecked(verification, "the source is of another format, which names its tensors in its own way"),
+        output=OutputFacts(str(out), file.size_bytes, file.sha256, False),
+        notes=program.notes,
+        seconds=clock.seconds,
+    )
 
 
 def _verified_full(

@@ -35,13 +35,13 @@ from repconv_cli.verdict import Outputs, judge, proof_inputs, random_inputs
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["fuse", "inspect", "is_onnx", "verify"]
+__all__ = ["OnnxSource", "fuse", "inspect", "is_onnx", "open_onnx", "verify"]
 
 _UNUSED = {"arch": "--arch", "state_key": "--state-key"}
 
 
 @dataclass(frozen=True)
-class _Opened:
+class OnnxSource:
     """An ONNX file, read and translated."""
 
     file: OnnxFile
@@ -68,14 +68,18 @@ class _Opened:
         )
 
 
-def _open(path: str | Path, options: Options) -> _Opened:
+def open_onnx(path: str | Path, options: Options) -> OnnxSource:
+    """Return the ONNX file at ``path``, read and translated.
+
+    Raises :class:`InputError` for what is none, or an option that it has no use for.
+    """
     for name, option in _UNUSED.items():
         if getattr(options, name) is not None:
             raise InputError(f"it is an ONNX model, so {option} is not needed", where=str(path))
     file = read_onnx(path)
     try:
         inference = infer(file, options.input)
-        return _Opened(file, inference, translate(file, inference))
+        return OnnxSource(file, inference, translate(file, inference))
     except RepconvError as error:
         raise error.at(str(path)) from error
 
@@ -83,7 +87,7 @@ def _open(path: str | Path, options: Options) -> _Opened:
 def inspect(source: str | Path, options: Options, clock: Clock) -> Result:
     """Return what can be fused in an ONNX file, what cannot and why."""
     with clock.phase("Reading"):
-        opened = _open(source, options)
+        opened = open_onnx(source, options)
     with clock.phase("Analysing"):
         plan = make_plan(opened.translated.program, options.blocks, is_worth=opened.is_worth)
     result = Result(
@@ -99,7 +103,7 @@ def inspect(source: str | Path, options: Options, clock: Clock) -> Result:
     return with_drawing(result, plan, clock.report) if options.draw else result
 
 
-def _totals(opened: _Opened, plan: Plan, model: ModelProto | None = None) -> Totals:
+def _totals(opened: OnnxSource, plan: Plan, model: ModelProto | None = None) -> Totals:
     graph = opened.file.model.graph
     nodes = planned_nodes(opened.translated, plan) if model is None else list(model.graph.node)
     before, after = count_operators(graph.node, graph), count_operators(nodes, graph)
@@ -111,7 +115,7 @@ def _totals(opened: _Opened, plan: Plan, model: ModelProto | None = None) -> Tot
     return Totals(**changes, params=parameters, macs=planned.macs)
 
 
-def _notes(opened: _Opened) -> tuple[str, ...]:
+def _notes(opened: OnnxSource) -> tuple[str, ...]:
     return opened.translated.program.notes
 
 
@@ -121,7 +125,7 @@ def fuse(source: str | Path, out: str | Path, options: Options, *, force: bool, 
         raise OutputError("an ONNX model is written as ONNX", where=str(out), needed="a name that ends in .onnx")
     check_output(out, force=force, source=source)
     with clock.phase("Reading"):
-        opened = _open(source, options)
+        opened = open_onnx(source, options)
     with clock.phase("Fusing"):
         fused, missing = _fuse(opened, options, clock.report)
         model = rewrite(opened.translated, fused.fusions, fused.program.tensors)
@@ -148,7 +152,7 @@ def fuse(source: str | Path, out: str | Path, options: Options, *, force: bool, 
     return replace(result, output=OutputFacts(str(out), written.size_bytes, written.sha256, dry_run))
 
 
-def _fuse(opened: _Opened, options: Options, progress: Progress | None) -> tuple[Fused, str | None]:
+def _fuse(opened: OnnxSource, options: Options, progress: Progress | None) -> tuple[Fused, str | None]:
     """Return the fused program, every block proved, and why the whole was not proved in float64 (None if it was)."""
     program = opened.translated.program
 
@@ -176,7 +180,7 @@ def _fuse(opened: _Opened, options: Options, progress: Progress | None) -> tuple
 
 
 def _compare(
-    opened: _Opened, fused: OnnxFile, options: Options, progress: Progress, missing: str | None = None
+    opened: OnnxSource, fused: OnnxFile, options: Options, progress: Progress, missing: str | None = None
 ) -> Verification:
     """Return the verdict on ``fused``, both models run by onnxruntime."""
     not_checked = [] if missing is None else [missing]
@@ -202,7 +206,7 @@ def _compare(
     return found
 
 
-def _add_metadata(model: ModelProto, opened: _Opened, fused: Fused, verification: Verification) -> None:
+def _add_metadata(model: ModelProto, opened: OnnxSource, fused: Fused, verification: Verification) -> None:
     """Note the version and the figures; no time and no path, so that equal input gives equal bytes."""
     figures = {
         "verdict": verification.verdict,
@@ -220,7 +224,7 @@ def _add_metadata(model: ModelProto, opened: _Opened, fused: Fused, verification
 def verify(source: str | Path, out: str | Path, options: Options, clock: Clock) -> Result:
     """Judge the ONNX file at ``out`` against the one at ``source``: outputs, and tensors against a new plan."""
     with clock.phase("Reading"):
-        opened = _open(source, options)
+        opened = open_onnx(source, options)
         written = read_onnx(out)
         _require_same_call(opened, written, str(out))
     with clock.phase("Comparing outputs"):
@@ -243,7 +247,7 @@ def verify(source: str | Path, out: str | Path, options: Options, clock: Clock) 
     return with_drawing(result, fused.plan, clock.report) if options.draw else result
 
 
-def _require_same_call(opened: _Opened, written: OnnxFile, out: str) -> None:
+def _require_same_call(opened: OnnxSource, written: OnnxFile, out: str) -> None:
     def call(file: OnnxFile) -> tuple[list[str], list[str]]:
         constants = file.initializers()
         inputs = [value.name for value in file.model.graph.input if value.name not in constants]
@@ -254,7 +258,7 @@ def _require_same_call(opened: _Opened, written: OnnxFile, out: str) -> None:
         raise InputError(f"its inputs and outputs are {theirs}, the source's {mine}"[:400], where=out)
 
 
-def _check_tensors(verification: Verification, opened: _Opened, written: OnnxFile, fused: Fused) -> Verification:
+def _check_tensors(verification: Verification, opened: OnnxSource, written: OnnxFile, fused: Fused) -> Verification:
     """Compare every constant of the file with what a new plan gives; name the first that is off."""
     expected = rewrite(opened.translated, fused.fusions, fused.program.tensors)
     mine = {tensor.name: tensor for tensor in expected.graph.initializer}

@@ -138,7 +138,7 @@ def _told(program: Program) -> str:
     return ", ".join(f"{shape} of {dtype}" for shape, dtype in zip(sizes, dtypes, strict=True))
 
 
-def _unchecked(verification: Verification, reason: str) -> Verification:
+def unchecked(verification: Verification, reason: str) -> Verification:
     """Return a verdict that rests on the outputs alone, and so is partial at best."""
     verdict = "partial" if verification.passed else verification.verdict
     reasons = (*verification.not_checked, f"{reason}, so it was judged by the outputs alone")
@@ -159,12 +159,12 @@ def check_tensors(
             replace(final, tensors={k: t[k] for k in sorted(shared)}) for t in (final.tensors, written.tensors)
         )
     elif set(final.tensors) != set(stored.tensors):
-        return _unchecked(verification, "the file's tensors are not those of a new plan")
+        return unchecked(verification, "the file's tensors are not those of a new plan")
     difference = first_difference(fused, final, stored)
     if difference is None:
         found = replace(verification, tensors_checked=len(shared))
         if written.has_planned_graph and to_json(final) != to_json(stored):
-            found = _unchecked(found, "the file's graph is not that of a new plan")
+            found = unchecked(found, "the file's graph is not that of a new plan")
         if found.passed or written.has_foreign_names:
             return found
         block = first_block_off(fused, final, stored, next(random_inputs(program, 1, options.seed)))

@@ -163,3 +163,60 @@ def test_without_the_libraries_an_onnx_output_is_refused_before_any_work(
     monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'repconv-cli\[onnx\]'"):
         repconv_cli.fuse(module, tmp_path / "out.onnx", input=SHAPE)
+
+
+class Scaled(nn.Module):
+    """One tensor in and one out, so that every format can hold it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = Branches()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branches(x)["features"]
+
+
+SUFFIXES = (".safetensors", ".pt2", ".onnx")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | nn.Module]:
+    """One model in each form that holds its graph, fused and not."""
+    folder = tmp_path_factory.mktemp("pairs")
+    torch.manual_seed(0)
+    model = Scaled().eval()
+    torch.export.save(torch.export.export(model, (torch.zeros(SHAPE),)), folder / "unfused.pt2")
+    exported = torch.onnx.export(model, (torch.zeros(SHAPE),), dynamo=True, verbose=False)
+    assert exported is not None
+    exported.save(folder / "unfused.onnx")
+    for suffix in SUFFIXES:
+        repconv_cli.fuse(model, folder / f"fused{suffix}", input=SHAPE)
+    names = ("unfused.pt2", "unfused.onnx", *(f"fused{suffix}" for suffix in SUFFIXES))
+    return {"module": model, **{name: folder / name for name in names}}
+
+
+SOURCES = ("module", "unfused.pt2", "unfused.onnx", "fused.safetensors", "fused.pt2", "fused.onnx")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", SOURCES)
+def test_any_source_is_a_judge_of_any_output(
+    name: str, suffix: str, sources: dict[str, Path | nn.Module], tmp_path: Path
+) -> None:
+    given = SHAPE if name == "module" else ()
+    right = sources[f"fused{suffix}"]
+    assert isinstance(right, Path)
+    verification = repconv_cli.verify(sources[name], right, input=given).verification
+    assert verification is not None
+    # Where graph or tensors cannot be compared with a new plan, the outputs are, and that is said.
+    assert verification.verdict == "pass" or (verification.verdict == "partial" and verification.not_checked)
+    assert verification.max_abs is not None
+    torch.manual_seed(0)
+    other = Scaled().eval()
+    with torch.no_grad():
+        other.branches.dense.weight[1] *= 1.01
+    wrong = tmp_path / f"wrong{suffix}"
+    repconv_cli.fuse(other, wrong, input=SHAPE)
+    verification = repconv_cli.verify(sources[name], wrong, input=given).verification
+    assert verification is not None
+    assert verification.verdict == "fail"
