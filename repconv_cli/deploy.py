@@ -13,6 +13,7 @@ from repconv_cli.checkpoint.families.shapes import main_layer
 from repconv_cli.checkpoint.families.words import notes
 from repconv_cli.checkpoint.quoting import listed, quoted
 from repconv_cli.clock import Clock
+from repconv_cli.drawing import with_drawing
 from repconv_cli.errors import InputError
 from repconv_cli.facts import block_facts, input_facts, totals
 from repconv_cli.full import compare_outputs, figures
@@ -52,7 +53,7 @@ def inspect_deploy(opened: Opened, program: Program, is_guessed: bool, options: 
     """Return what the family's deploy class fuses."""
     with clock.phase("Analysing"):
         deployed, placed = _placed(opened, program, options, clock)
-    return Result(
+    result = Result(
         "inspect",
         opened.facts,
         input_facts(program, is_guessed),
@@ -61,6 +62,7 @@ def inspect_deploy(opened: Opened, program: Program, is_guessed: bool, options: 
         notes=(*program.notes, *notes(deployed.form.found)),
         seconds=clock.seconds,
     )
+    return with_drawing(result, placed.plan, clock.report) if options.draw else result
 
 
 def fuse_deploy(opened: Opened, program: Program, is_guessed: bool, options: Options, clock: Clock) -> Made:
@@ -86,6 +88,8 @@ def fuse_deploy(opened: Opened, program: Program, is_guessed: bool, options: Opt
         notes=tuple(told),
         seconds=clock.seconds,
     )
+    if options.draw:
+        result = with_drawing(result, made.placed.plan, clock.report)
     graph = None if unsaved else to_json(final)
     if graph is not None:
         # What cannot be read back must not be written.
@@ -124,7 +128,7 @@ def verify_deploy(
             made.deployed.form.keys_by_block(),
             found,
         )
-    return Result(
+    result = Result(
         "verify",
         opened.facts,
         input_facts(program, is_guessed),
@@ -132,6 +136,7 @@ def verify_deploy(
         notes=(*program.notes, *notes(made.deployed.form.found)),
         seconds=clock.seconds,
     )
+    return with_drawing(result, made.placed.plan, clock.report) if options.draw else result
 
 
 def _in_graph(opened: Opened, program: Program, options: Options, clock: Clock) -> _InGraph:

@@ -142,3 +142,29 @@ def test_a_program_file_gives_the_deploy_class_what_its_weights_alone_give(tmp_p
     deploy = case.deploy()
     deploy.load_state_dict(program, strict=True)
     assert_equal_outputs(model, deploy, case.channels)
+
+
+def test_the_deploy_form_is_drawn_as_it_is_written(tmp_path: Path) -> None:
+    model = drawn(named(a=MobileOne(4, 4), norm=nn.BatchNorm2d(4), act=nn.ReLU()), 1e-5)
+    options = Options(target="deploy", input=((2, 4, 9, 8),), samples=1, draw=True)
+    made = tmp_path / "deploy.safetensors"
+    for result in (
+        convert.inspect(model, options),
+        convert.fuse(model, made, options),
+        convert.verify(model, made, options),
+    ):
+        assert result.drawing is not None
+        (picture,) = result.drawing.pictures
+        assert not picture.note
+        assert len(picture.branches) > 1
+        after = [node.op for node in result.drawing.after]
+        assert len(after) < len(result.drawing.before)
+        # The deploy class keeps this norm.
+        assert sum("norm" in op for op in after) == 1
+
+
+def test_a_block_that_is_called_twice_is_drawn(tmp_path: Path) -> None:
+    options = Options(target="deploy", input=((2, 4, 9, 8),), samples=1, draw=True)
+    result = convert.fuse(drawn(Twice(), 1e-5), tmp_path / "deploy.safetensors", options)
+    assert result.drawing is not None
+    assert len(result.drawing.pictures) == len(result.blocks)
