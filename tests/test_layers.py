@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "errors": set(),
     "quantities": set(),
     "allocation": set(),
+    "threads": set(),
     "finite": set(),
     "results": set(),
     "options": set(),
@@ -48,8 +49,8 @@ MAY_IMPORT = {
         "verdict",
     },
     "deploy": {
-        "alone", "by_family", "checkpoint", "clock", "errors", "facts", "full", "graph", "made", "opening", "options",
-        "outputs", "results", "verdict",
+        "alone", "by_family", "checkpoint", "clock", "drawing", "errors", "facts", "full", "graph", "made", "opening",
+        "options", "outputs", "results", "verdict",
     },
     "verify": {"graph", "onnx", "results", "errors"},
     "verdict": {"graph", "onnx", "options", "results", "errors"},
@@ -64,11 +65,13 @@ MAY_IMPORT = {
     },
     "convert": {
         "alone", "checkpoint", "clock", "contents", "convert_onnx", "deploy", "drawing", "errors", "facts", "full",
-        "graph", "made", "onnx", "opening", "options", "outputs", "results",
+        "graph", "made", "onnx", "opening", "options", "outputs", "results", "verdict",
     },
     "api": {"convert", "gains", "options", "results"},
     "report": {"errors", "quantities", "results"},
-    "cli": {"allocation", "checkpoint", "contents", "convert", "gains", "errors", "options", "report", "results"},
+    "cli": {
+        "allocation", "checkpoint", "contents", "convert", "gains", "errors", "options", "report", "results", "threads",
+    },
     "__init__": {"api"},
     "__main__": {"cli"},
 }  # fmt: skip
@@ -78,6 +81,7 @@ THIRD_PARTY = {
     "errors": set(),
     "quantities": set(),
     "allocation": set(),
+    "threads": set(),
     "results": set(),
     "options": set(),
     "algebra": {"torch"},

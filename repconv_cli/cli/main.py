@@ -14,6 +14,7 @@ from repconv_cli.cli.bench import bench
 from repconv_cli.cli.fuse import fuse
 from repconv_cli.cli.inspect import inspect
 from repconv_cli.cli.verify import verify
+from repconv_cli.threads import wait_without_spinning
 
 app = typer.Typer(
     name="repconv",
@@ -62,6 +63,9 @@ def main(
 def run() -> None:
     """Run the command line."""
     return_large_blocks()
+    if sys.argv[1:2] != ["bench"]:
+        # There, threads wait as they do wherever the model will run.
+        wait_without_spinning()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show × or → must not end the program.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

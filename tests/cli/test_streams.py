@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from repconv_cli.cli.options import Showing
 from repconv_cli.cli.progress import Progress
 from repconv_cli.options import Options
 from repconv_cli.results import Verification
-from tests.cli.runs import INPUT, SAMPLES, run, run_process
+from tests.cli.runs import INPUT, SAMPLES, child_environment, run, run_process
 
 ESCAPE = "\x1b"
 
@@ -192,3 +193,14 @@ def test_a_log_is_never_silent_for_long(capfd: pytest.CaptureFixture[str]) -> No
     assert lines[0] == "Tracing …"
     assert sum(re.fullmatch(r"Tracing … \d s", line) is not None for line in lines) >= 1
     assert any(re.fullmatch(r"Proving … 3 of 22, \d s", line) for line in lines)
+
+
+def test_threads_of_a_command_wait_without_spinning_but_those_that_are_timed() -> None:
+    told = "import os, sys\nfrom repconv_cli.cli.main import run\ntry:\n    run()\nfinally:\n    "
+    told += "print('policy', os.environ.get('OMP_WAIT_POLICY'))"
+    environment = {key: value for key, value in child_environment().items() if key != "OMP_WAIT_POLICY"}
+    for command, policy in (("fuse", "PASSIVE"), ("bench", "None")):
+        done = subprocess.run(
+            [sys.executable, "-c", told, command, "--help"], capture_output=True, text=True, env=environment, check=True
+        )
+        assert done.stdout.splitlines()[-1] == f"policy {policy}"
