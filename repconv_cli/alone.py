@@ -57,6 +57,7 @@ def fuse_alone(
         replace(verification, float64=form.worst_error()),
         output=None if options.strict else OutputFacts(str(out), written.size_bytes, written.sha256, dry_run),
         notes=notes(found),
+        drawing=form.drawing() if options.draw else None,
         seconds=clock.seconds,
     )
 
@@ -84,6 +85,7 @@ def verify_alone(alone: WeightsAlone, written: Opened | WeightsAlone, options: O
         _NO_INPUT,
         verification=replace(verification, float64=form.worst_error()),
         notes=notes(found),
+        drawing=form.drawing() if options.draw else None,
         seconds=clock.seconds,
     )
 
@@ -98,7 +100,7 @@ def _eps_in(written: Opened | WeightsAlone) -> float | None:
 
 def _deploy_form(alone: WeightsAlone, found: Found, options: Options, clock: Clock) -> DeployForm:
     eps = eps_alone(found, options.eps)
-    return DeployForm(found, alone.tensors, lambda path: eps, options.seed, clock.report)
+    return DeployForm(found, alone.tensors, lambda path: eps, options.seed, clock.report, draw=options.draw)
 
 
 def judge_tensors(

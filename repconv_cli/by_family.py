@@ -23,7 +23,7 @@ from repconv_cli.clock import Progress
 from repconv_cli.errors import InputError
 from repconv_cli.finite import is_finite
 from repconv_cli.folding import Folded, Folder
-from repconv_cli.results import BlockFacts, Change, Totals, Verification
+from repconv_cli.results import BlockFacts, Change, Drawing, Totals, Verification
 
 _ARCH = "Give it with --arch file.py:callable (or timm:NAME, torchvision:NAME)."
 
@@ -67,10 +67,11 @@ class DeployForm(Mapping[str, Tensor]):
         progress: Progress | None = None,
         *,
         keeps_float64: bool = False,
+        draw: bool = False,
     ) -> None:
         self.found, self.tensors, self.shapes = found, tensors, shapes_of(tensors)
         self.progress, self.keeps_float64 = progress, keeps_float64
-        self.folder = Folder(tensors, eps, seed)
+        self.folder = Folder(tensors, eps, seed, draw=draw)
         self.owners: dict[str, FamilyBlock] = {}
         self.planned = {key: tensors[key].to("meta") for key in found.kept}
         for block in found.blocks:
@@ -110,6 +111,11 @@ class DeployForm(Mapping[str, Tensor]):
     def facts(self) -> tuple[BlockFacts, ...]:
         """Return what is told of each block that was proven."""
         return tuple(block_facts_alone(fold.block, fold.facts, self.shapes) for fold in self.folded if fold.facts)
+
+    def drawing(self) -> Drawing:
+        """Return the pictures of the blocks that were proven; there is no graph."""
+        pictures = tuple(fold.picture for fold in self.folded if fold.picture)
+        return Drawing((), (), self.facts(), pictures)
 
     def worst_error(self) -> float:
         """Return the largest error of any certificate so far."""

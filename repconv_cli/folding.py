@@ -10,13 +10,14 @@ from torch import Tensor, fx, nn
 
 from repconv_cli.checkpoint.families.find import FamilyBlock
 from repconv_cli.checkpoint.families.modules import Branches, Eps, PaddedFirst, PerChannel, rebuild_block
+from repconv_cli.drawing import picture_of
 from repconv_cli.errors import InputError
 from repconv_cli.facts import block_facts
 from repconv_cli.graph.certificate import Certificate
 from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.layers import LayerGraph, Write, program_of
 from repconv_cli.graph.program import is_computation
-from repconv_cli.results import BlockFacts
+from repconv_cli.results import BlockFacts, Picture
 
 aten = torch.ops.aten
 
@@ -25,20 +26,22 @@ aten = torch.ops.aten
 class Folded:
     """A block and its one convolution: ``tensors`` are its new ones in float64, by their keys in the deploy form.
 
-    ``facts`` and ``certificate`` are None where it was one convolution already. Nothing here holds the branches.
+    ``facts`` and ``certificate`` are None where it was one convolution already, ``picture`` also where none was asked
+    for. Nothing here holds the branches.
     """
 
     block: FamilyBlock
     tensors: Mapping[str, Tensor]
     facts: BlockFacts | None
     certificate: Certificate | None
+    picture: Picture | None = None
 
 
 class Folder:
-    """Folds blocks of these tensors."""
+    """Folds blocks of these tensors; with ``draw`` there is a picture of each."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], eps: Eps, seed: int = 0) -> None:
-        self.tensors, self.eps, self.seed = tensors, eps, seed
+    def __init__(self, tensors: Mapping[str, Tensor], eps: Eps, seed: int = 0, *, draw: bool = False) -> None:
+        self.tensors, self.eps, self.seed, self.draw = tensors, eps, seed, draw
 
     def fold(self, block: FamilyBlock) -> Folded:
         """Return ``block`` as one convolution, proven.
@@ -54,8 +57,11 @@ class Folder:
         if bias is not None:
             tensors[f"{block.target}.bias"] = bias
         proof = fused.certificates[0] if fused.certificates else None
-        facts = block_facts(fused.plan.blocks[0], proof) if fused.plan.blocks else None
-        return Folded(block, tensors, facts, proof)
+        if not fused.plan.blocks:
+            return Folded(block, tensors, None, proof)
+        planned = fused.plan.blocks[0]
+        picture = picture_of(planned, fused.plan) if self.draw else None
+        return Folded(block, tensors, block_facts(planned, proof), proof, picture)
 
 
 def _sum(graph: LayerGraph, branches: Branches, x: fx.Node) -> fx.Node:

@@ -236,7 +236,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a page shows beside the figures: the graph before and after, and a picture of each block."""
+    """What a page shows beside the figures: a picture of each block, and the graph before and after.
+
+    Both are empty where no graph is known.
+    """
 
     before: tuple[NodeFacts, ...]
     after: tuple[NodeFacts, ...]

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "drawing": {"algebra", "errors", "facts", "graph", "results"},
     "diagnosis": {"graph", "results"},
     "clock": set(),
-    "folding": {"checkpoint", "errors", "facts", "graph", "results"},
+    "folding": {"checkpoint", "drawing", "errors", "facts", "graph", "results"},
     "by_family": {"checkpoint", "clock", "errors", "finite", "folding", "results"},
     "made": {"opening", "outputs", "results"},
     "alone": {

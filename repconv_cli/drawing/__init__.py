@@ -11,7 +11,7 @@ from repconv_cli.facts import block_facts
 from repconv_cli.graph.plan import Plan
 from repconv_cli.results import Drawing, Result
 
-__all__ = ["draw", "with_drawing"]
+__all__ = ["draw", "picture_of", "with_drawing"]
 
 Progress = Callable[[str, int, int], None]
 

@@ -40,7 +40,7 @@ def page_facts(result: Result, options: tuple[str, ...], version: str) -> dict[s
         "notes": [plain(note) for note in (*result.source.notes, *result.notes)],
         "sha256": result.source.sha256,
         "seconds": ", ".join(f"{plain(name)} {spent:.1f} s" for name, spent in result.seconds.items()),
-        "has_graph": drawing is not None,
+        "has_graph": bool(drawing and drawing.before),
         "blocks": [_block(block) for block in blocks],
         "ranges": ranges,
         "warned": _warned(ranges),
@@ -84,7 +84,7 @@ def _sections(result: Result, *, has_ranges: bool, has_proof: bool) -> list[tupl
     found = [
         ("summary", summary_title(result), True),
         ("speed", "Speed", result.bench is not None),
-        ("graph", "Graph", result.drawing is not None),
+        ("graph", "Graph", bool(result.drawing and result.drawing.before)),
         ("blocks", f"Blocks ({len(blocks_of(result))})", has_plan(result)),
         ("contents", "Tensors", result.contents is not None),
         ("ranges", "Ranges and int8", has_ranges),

@@ -168,3 +168,17 @@ def test_a_block_that_is_called_twice_is_drawn(tmp_path: Path) -> None:
     result = convert.fuse(drawn(Twice(), 1e-5), tmp_path / "deploy.safetensors", options)
     assert result.drawing is not None
     assert len(result.drawing.pictures) == len(result.blocks)
+
+
+def test_weights_alone_have_a_picture_of_each_block_and_no_graph(tmp_path: Path) -> None:
+    model = drawn(named(a=RepVGG(4, 4), b=RepVGG(4, 4)), 1e-5)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    result = convert.fuse(tmp_path / "weights.safetensors", tmp_path / "out.safetensors", Options(draw=True))
+    assert result.drawing is not None
+    assert (result.drawing.before, result.drawing.after) == ((), ())
+    fused = load_file(tmp_path / "out.safetensors")
+    for picture, block in zip(result.drawing.pictures, result.blocks, strict=True):
+        assert picture.fused is not None
+        o, i = picture.pairs[0]
+        expected = fused[f"{block.name}.rbr_reparam.weight"][o, i].flatten()
+        torch.testing.assert_close(torch.tensor(picture.fused.slices[0]), expected, rtol=1e-3, atol=1e-3)
