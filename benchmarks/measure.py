@@ -30,6 +30,7 @@ from benchmarks import latency  # noqa: E402
 from benchmarks.record import Counts, Record  # noqa: E402
 from benchmarks.zoo import ZooModel, find  # noqa: E402
 from repconv_cli.graph.fuse import Fused, fuse_program  # noqa: E402
+from repconv_cli.graph.kept import in_eval_mode  # noqa: E402
 from repconv_cli.graph.plan import count_ops, make_plan  # noqa: E402
 from repconv_cli.graph.program import Program, ProgramModule  # noqa: E402
 from repconv_cli.graph.trace import trace  # noqa: E402
@@ -95,9 +96,10 @@ def _seconds_of_export(module: nn.Module, model: ZooModel) -> float:
     """Return the seconds of a plain ``torch.export`` at fixed sizes: the yardstick for what is ours."""
     torch.export.export(nn.ReLU(), (torch.zeros(2),), strict=False)  # the first call loads half of torch
     args, kwargs = model.example()
-    start = time.process_time()
-    torch.export.export(module, args, kwargs, strict=False)
-    return time.process_time() - start
+    with in_eval_mode(module):
+        start = time.process_time()
+        torch.export.export(module, args, kwargs, strict=False)
+        return time.process_time() - start
 
 
 def _measure_trace(record: Record, module: nn.Module, model: ZooModel) -> Program:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 
 from torch import nn
 
@@ -14,10 +16,12 @@ from torch import nn
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Put every part of ``module`` in eval mode, and back as it was, with the attributes that it had.
 
+    What lies in an attribute that is a dict, a list or a set is put back too.
     Some layers keep what they computed for the last input's size. Kept from a trace, that is no tensor but a symbol,
     which breaks whatever runs the module next.
     """
     before = [(part, dict(part.__dict__)) for part in module.modules()]
+    held = [(value, copy(value)) for _, attributes in before for value in attributes.values() if type(value) in _HOLD]
     module.eval()
     try:
         yield
@@ -25,6 +29,12 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
         for part, attributes in before:
             part.__dict__.clear()
             part.__dict__.update(attributes)
+        for holder, contents in held:
+            holder.clear()
+            (holder.extend if isinstance(holder, list) else holder.update)(contents)
+
+
+_HOLD = (dict, list, set, OrderedDict)
 
 
 @contextmanager

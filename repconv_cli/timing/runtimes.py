@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError
+from repconv_cli.graph.kept import in_eval_mode, quiet
 from repconv_cli.onnx.exporter import to_onnx
 from repconv_cli.results import RuntimeFacts
 from repconv_cli.timing.memory import peak_bytes
@@ -134,7 +135,8 @@ def as_onnx(module: nn.Module, call: Call) -> bytes:
     # transformers checks sizes at run time with an operator that the exporter does not know.
     os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
     args, kwargs = call
-    with torch.no_grad():
+    # A layer that keeps what it computes would keep a tracer's tensor, and be exported with it the next time.
+    with in_eval_mode(module), quiet(), torch.no_grad():
         exported = torch.export.export(module, args, kwargs, strict=False)
     content: bytes = to_onnx(exported).SerializeToString()
     return content

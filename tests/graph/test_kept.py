@@ -35,3 +35,41 @@ def test_what_a_forward_keeps_is_not_left_behind_by_a_trace() -> None:
     assert model.grid is grid
     assert model.training
     assert model(torch.zeros(1, 3, 9, 9)).shape == (1, 4, 7, 7)
+
+
+class KeepsBias(nn.Module):
+    """An attention that keeps its bias by device, in a dict, as LeViT's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(4))
+        self.places = torch.arange(4)
+        self.cache: dict[str, Tensor] = {}
+        self.seen: list[object] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = str(x.device)
+        if key not in self.cache:
+            self.cache[key] = self.bias[self.places]
+            self.seen.append(self.cache[key])
+        return x + self.cache[key]
+
+
+def test_what_a_forward_keeps_in_a_dict_is_not_left_behind_by_a_trace() -> None:
+    model = KeepsBias().eval()
+    cache, bias = model.cache, model.bias
+    trace(model, (torch.zeros(2, 4),))
+    assert model.cache is cache
+    assert cache == {}
+    assert model.seen == []
+    assert model.bias is bias
+    assert list(model.state_dict()) == ["bias"]
+    assert type(model(torch.zeros(2, 4))) is Tensor
+
+
+def test_what_was_kept_before_is_still_there() -> None:
+    model = KeepsBias().eval()
+    model(torch.zeros(2, 4))
+    kept = model.cache["cpu"]
+    trace(model, (torch.zeros(2, 4),))
+    assert model.cache["cpu"] is kept
