@@ -93,6 +93,7 @@ def analyse(program: Program) -> Analysis:
     available: dict[fx.Node, dict[fx.Node, Term]] = {}
     affine: dict[fx.Node, list[fx.Node]] = {}
     rows: dict[fx.Node, dict[fx.Node, Rows]] = {}
+    failed: set[tuple[str | None, int]] = set()
     for node in program.graph.nodes:
         if node in analysis.constants:
             continue
@@ -103,7 +104,7 @@ def analyse(program: Program) -> Analysis:
         terms = _described(node, available, analysis)
         rows[node] = {node: Rows()} | _rows(node, rows, analysis)
         if all(term.layout is not None for term in terms.values()):
-            probed = probed_step(node, affine[node], analysis.constants)
+            probed = probed_step(node, affine[node], analysis.constants, failed)
             if probed is not None:
                 analysis.reasons.pop(node, None)
                 found = _combine(node, probed, available, analysis)

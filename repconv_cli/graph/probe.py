@@ -19,6 +19,7 @@ from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants, region_between, run_node
 from repconv_cli.graph.jacobian import TOLERANCE, Jacobian
 from repconv_cli.graph.rules.registry import RULES, Step, kernel_name
+from repconv_cli.graph.structure import structure_of
 from repconv_cli.graph.term import Anchor, Leaf, Term
 from repconv_cli.graph.terms import apply_leaf
 
@@ -62,10 +63,13 @@ def linear_sources(node: fx.Node, constants: Constants) -> list[fx.Node] | None:
     return variables if is_affine else None
 
 
-def probed_step(node: fx.Node, anchors: Iterable[fx.Node], constants: Constants) -> Step | None:
+def probed_step(
+    node: fx.Node, anchors: Iterable[fx.Node], constants: Constants, failed: set[tuple[str | None, int]]
+) -> Step | None:
     """Return the step of ``node`` on the nearest of ``anchors`` that it is a convolution of, or None.
 
-    Only where a layer is near: without one nothing would be fused.
+    Only where a layer is near: without one nothing would be fused. ``failed`` holds, and is given, the structures that
+    are no convolution with their channels on an axis.
     """
     shape = node.meta["shape"]
     if len(shape) > MAX_AXES or not _is_read_as_an_image(node, constants):
@@ -82,10 +86,15 @@ def probed_step(node: fx.Node, anchors: Iterable[fx.Node], constants: Constants)
         if len(region) > MAX_REGION or not axes or tried == MAX_TRIES:
             return None
         tried += 1
+        structure = structure_of(anchor, region, constants)
         for axis in axes:
+            if (structure, axis) in failed:
+                continue
             try:
                 found = probe(anchor, region, constants, axis)
             except (InexactError, RuntimeError):
+                if structure is not None:
+                    failed.add((structure, axis))
                 continue
             return _as_step(anchor, found, axis, bool(inside & (_CONVOLUTIONS | _PRODUCTS)))
     return None

@@ -181,19 +181,28 @@ def _sum_reason(node: fx.Node, analysis: Analysis) -> str | None:
     inputs look like a block.
     """
     ends = _ends(node, analysis)
-    if not any(_looks_like_block(a, b, ends, analysis) for a in ends for b in ends if a is not b):
+    if len(ends) < 2:
+        return None
+    before = _before(ends)
+    if not any(_looks_like_block(a, b, ends, before, analysis) for a in ends for b in ends if a is not b):
         return None
     return f"the branches have no common linear source: {', '.join(dict.fromkeys(map(_spoken, ends)))} between"
 
 
-def _looks_like_block(first: fx.Node, second: fx.Node, ends: dict[fx.Node, bool], analysis: Analysis) -> bool:
+def _looks_like_block(
+    first: fx.Node,
+    second: fx.Node,
+    ends: dict[fx.Node, bool],
+    before: dict[fx.Node, set[fx.Node]],
+    analysis: Analysis,
+) -> bool:
     if not ends[first]:
         return False
     if first in second.all_input_nodes:
         return True
-    if _comes_from(second, first):
+    if first in before[second]:
         return not ends[second] or linear_sources(second, analysis.constants) is not None
-    return not _comes_from(first, second)
+    return second not in before[first]
 
 
 def _ends(node: fx.Node, analysis: Analysis) -> dict[fx.Node, bool]:
@@ -215,18 +224,18 @@ def _ends(node: fx.Node, analysis: Analysis) -> dict[fx.Node, bool]:
     return {end: ends[end] for end in sorted(ends)}
 
 
-def _comes_from(node: fx.Node, source: fx.Node) -> bool:
-    """Whether ``node`` depends on ``source``."""
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current is source:
-            return True
-        if current not in seen and source < current:
-            seen.add(current)
-            stack.extend(current.all_input_nodes)
-    return False
+def _before(ends: dict[fx.Node, bool]) -> dict[fx.Node, set[fx.Node]]:
+    """Return for each of ``ends``, which are in graph order, those of them that it depends on."""
+    reached: dict[fx.Node, set[fx.Node]] = {}
+    found: dict[fx.Node, set[fx.Node]] = {}
+    node = next(iter(ends))
+    while len(found) < len(ends):
+        reached[node] = set().union(*(reached.get(source, ()) for source in node.all_input_nodes))
+        if node in ends:
+            found[node] = set(reached[node])
+            reached[node].add(node)
+        node = node.next
+    return found
 
 
 def _spoken(node: fx.Node) -> str:
