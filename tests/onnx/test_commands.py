@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import repconv_cli
 from repconv_cli.options import Options
@@ -56,7 +57,12 @@ def test_each_compared_sample_is_counted(model: Path, tmp_path: Path) -> None:
 
 
 def test_another_kind_of_file_is_not_called_damaged(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.pt").write_bytes(b"PK\x03\x04 no protobuf")
+    # Any output that holds a graph can be judged by an ONNX source; weights hold none.
+    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "out.pt")
     done = run("verify", model, tmp_path / "out.pt")
     assert done.exit_code == 2
-    assert "out.pt: this is no ONNX model; needed: an .onnx file" in done.stderr
+    assert "out.pt: it holds no graph, so its outputs cannot be computed; needed: a file that fuse wrote" in done.stderr
+    (tmp_path / "out.txt").write_text("no protobuf")
+    done = run("verify", model, tmp_path / "out.txt")
+    assert done.exit_code == 2
+    assert "damaged" not in done.stderr
