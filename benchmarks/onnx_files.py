@@ -30,6 +30,7 @@ from benchmarks.zoo import ZooModel, find
 from repconv_cli.facts import totals
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.trace import trace
+from repconv_cli.timing.rounds import take_turns
 
 NAMES = ("timm:repvgg_a0", "timm:mobileone_s1", "timm:fastvit_t8", "transformers:rt_detr_r18")
 Run = Callable[[], object]
@@ -83,14 +84,14 @@ if importlib.util.find_spec("openvino") is not None:
 
 
 def gain(make: Callable[[Path, list[np.ndarray]], Run], before: Path, after: Path, feed: list[np.ndarray]) -> str:
-    """Return how many times as fast ``after`` is, the quartiles, and its milliseconds."""
+    """Return how many times as fast ``after`` is, the 95 % interval, and its milliseconds."""
     try:
         runs = {"original": make(before, feed), "repconv": make(after, feed)}
     except Exception as error:  # noqa: BLE001 - a runtime that does not take the model at all
         return f"– ({str(error).splitlines()[0][:60]})"
-    found = latency.compare(runs)
-    ratio = found.original
-    return f"{ratio.median:.2f}× ({ratio.low:.2f}–{ratio.high:.2f}), {found.milliseconds:.1f} ms"
+    found = take_turns(runs, threads=1, seconds=latency.SECONDS_PER_RUNTIME)
+    ratio = found.ratio("original", "repconv")
+    return f"{ratio.median:.2f}× ({ratio.low:.2f}–{ratio.high:.2f}), {found.milliseconds('repconv'):.1f} ms"
 
 
 def row(name: str, folder: Path) -> str:
