@@ -14,14 +14,13 @@ from repconv_cli import __version__
 from repconv_cli.checkpoint import check_output
 from repconv_cli.clock import Clock, Progress, counting
 from repconv_cli.drawing import with_drawing
-from repconv_cli.errors import InputError, OutputError, RepconvError
+from repconv_cli.errors import InputError, NotRunnableError, OutputError, RepconvError
 from repconv_cli.facts import block_facts, input_facts, refusal_facts, totals
 from repconv_cli.graph.certificate import Certificate
 from repconv_cli.graph.fuse import Fused, fuse_program
 from repconv_cli.graph.plan import Block, Plan, make_plan
 from repconv_cli.onnx.blocks import is_worth
 from repconv_cli.onnx.counts import count_operators, count_parameters
-from repconv_cli.onnx.operator import NotRunnableError
 from repconv_cli.onnx.reading import OnnxFile, is_onnx, read_onnx
 from repconv_cli.onnx.rewrite import planned_nodes, rewrite
 from repconv_cli.onnx.runs import Comparison
@@ -173,9 +172,6 @@ def _fuse(opened: OnnxSource, options: Options, progress: Progress | None) -> tu
             return run(list(inputs)), None
         except NotRunnableError as error:
             reason = error.found
-            break
-        except RuntimeError:
-            reason = "an operator does not run at these sizes"
     return run([]), f"the whole model in float64 before its weights are cast ({reason}); every block was"
 
 

@@ -64,6 +64,10 @@ class OutputError(InputError):
     """The output cannot be written there: it exists, is the input, or the disk refuses."""
 
 
+class NotRunnableError(InputError):
+    """Operators do not take the values that they are given, or cannot be computed in float64 here."""
+
+
 class TraceError(InputError):
     """The model cannot be turned into a graph of tensor operations."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from repconv_cli.errors import InputError
+from repconv_cli.errors import NotRunnableError
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.sizes import Sizes, other_sizes
 
@@ -25,14 +25,14 @@ def running(what: str) -> Iterator[None]:
     """Give what an operator raises as an error in the input: shapes were checked, values and dtypes were not.
 
     Raises:
-        InputError: an operator does not take what ``what`` hands it, or there is no memory for it.
+        NotRunnableError: an operator does not take what ``what`` hands it, or there is no memory for it.
     """
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
         reason = "".join(c for c in lines[0] if c.isprintable())[:200]
-        raise InputError(f"{what} cannot be run ({type(error).__name__}: {reason})") from error
+        raise NotRunnableError(f"{what} cannot be run ({type(error).__name__}: {reason})") from error
 
 
 def to_double(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from repconv_cli.errors import InputError
+from repconv_cli.errors import NotRunnableError
 from repconv_cli.onnx.values import DOUBLE, DOUBLED, from_numpy, to_numpy
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ CHOICES = frozenset(["TopK", "ArgMax", "ArgMin", "NonMaxSuppression", "NonZero",
 RANDOM = frozenset(
     ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"]
 )
-
-
-class NotRunnableError(InputError):
-    """An operator that cannot be computed in float64 here."""
 
 
 class OnnxOperator:

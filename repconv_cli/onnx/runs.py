@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from repconv_cli.errors import InputError
+from repconv_cli.errors import InputError, NotRunnableError
 from repconv_cli.graph.interpret import run_program
-from repconv_cli.onnx.operator import CHOICES, NotRunnableError
+from repconv_cli.onnx.operator import CHOICES
 from repconv_cli.onnx.session import Session
 from repconv_cli.onnx.translate import Translated
 

@@ -229,3 +229,15 @@ def test_the_helper_sees_a_difference() -> None:
     assert run(other, np.zeros((1, 4, 9, 8), np.float32))[0].shape == (1, 4, 9, 8)
     with pytest.raises(AssertionError):
         assert_same(repvgg(), other, (1, 4, 9, 8))
+
+
+def test_a_batch_that_is_declared_free_and_fixed_inside_is_proved_at_its_own_size(tmp_path: Path) -> None:
+    graph = Graph(("N", 4, 5, 5))
+    x = graph.node("Add", graph.norm(graph.conv("x")), graph.norm(graph.conv("x", kernel=(1, 1))))
+    y = graph.node("Reshape", graph.node("Relu", x), graph.integers(2, 4, 25))
+    # Its batch of two is known from the reshape alone.
+    source = save(graph.model(y), tmp_path)
+    result = repconv_cli.fuse(source, tmp_path / "out.onnx", input=(2, 4, 5, 5))
+    assert result.verification is not None
+    assert result.verification.passed
+    assert operators(onnx.load(tmp_path / "out.onnx"))["Conv"] == 1
