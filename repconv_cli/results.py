@@ -246,6 +246,11 @@ class Drawing:
     blocks: tuple[BlockFacts, ...]
     pictures: tuple[Picture, ...]
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether the graph is known."""
+        return bool(self.before)
+
 
 @dataclass(frozen=True)
 class Result:

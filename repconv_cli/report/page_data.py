@@ -22,11 +22,9 @@ def data_of(result: Result) -> dict[str, Any]:
     drawing = result.drawing
     blocks = blocks_of(result)
     pictures: tuple[Picture | None, ...] = drawing.pictures if drawing is not None else (None,) * len(blocks)
-    graphs = (
-        None
-        if drawing is None or not drawing.before
-        else {"before": _graph(drawing.before), "after": _graph(drawing.after)}
-    )
+    graphs = None
+    if drawing is not None and drawing.has_graph:
+        graphs = {"before": _graph(drawing.before), "after": _graph(drawing.after)}
     return {
         "graphs": graphs,
         "blocks": [_block(block, picture) for block, picture in zip(blocks, pictures, strict=True)],

@@ -40,7 +40,7 @@ def page_facts(result: Result, options: tuple[str, ...], version: str) -> dict[s
         "notes": [plain(note) for note in (*result.source.notes, *result.notes)],
         "sha256": result.source.sha256,
         "seconds": ", ".join(f"{plain(name)} {spent:.1f} s" for name, spent in result.seconds.items()),
-        "has_graph": bool(drawing and drawing.before),
+        "has_graph": has_graph(result),
         "blocks": [_block(block) for block in blocks],
         "ranges": ranges,
         "warned": _warned(ranges),
@@ -61,6 +61,11 @@ def page_facts(result: Result, options: tuple[str, ...], version: str) -> dict[s
 def summary_title(result: Result) -> str:
     """Return the heading of the first section."""
     return "What changes" if gains(result) else "Summary"
+
+
+def has_graph(result: Result) -> bool:
+    """Whether there is a graph to show."""
+    return result.drawing is not None and result.drawing.has_graph
 
 
 def has_plan(result: Result) -> bool:
@@ -84,7 +89,7 @@ def _sections(result: Result, *, has_ranges: bool, has_proof: bool) -> list[tupl
     found = [
         ("summary", summary_title(result), True),
         ("speed", "Speed", result.bench is not None),
-        ("graph", "Graph", bool(result.drawing and result.drawing.before)),
+        ("graph", "Graph", has_graph(result)),
         ("blocks", f"Blocks ({len(blocks_of(result))})", has_plan(result)),
         ("contents", "Tensors", result.contents is not None),
         ("ranges", "Ranges and int8", has_ranges),
