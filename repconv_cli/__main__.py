@@ -1,5 +1,5 @@
 """``python -m repconv_cli``."""
 
-from repconv_cli.cli.main import run
+from repconv_cli.cli.start import run
 
 run()

@@ -37,7 +37,6 @@ def run_command(
     """
     try:
         with Progress(quiet=showing.quiet) as progress:
-            progress("Starting", 0, 0)
             for page in pages:
                 page.check()
             result = use_case(progress)

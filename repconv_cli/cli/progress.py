@@ -14,6 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from repconv_cli.cli import FIRST_PHASE
 from repconv_cli.report.words import plain
 
 _SILENCE_SECONDS = 0.9
@@ -26,8 +27,8 @@ class Progress:
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
         self.is_terminal = sys.stderr.isatty()
-        self.phase, self.done, self.total = "", 0, 0
-        self.label = ""
+        self.phase = self.label = FIRST_PHASE
+        self.done = self.total = 0
         self.started = self.spoken = time.monotonic()
         self.live: Live | None = None
         self.stopped = threading.Event()

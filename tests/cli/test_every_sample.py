@@ -56,7 +56,7 @@ def test_inspect(sample: Sample) -> None:
     assert f"{sample.blocks} blocks can be fused: {counts}" in done.stdout
     assert f"Next: repconv fuse {sample.path}" in done.stdout
     phases = [line for line in done.stderr.splitlines() if line.endswith("…")]
-    assert phases == ["Starting …", "Reading …", "Tracing …", "Analysing …"]
+    assert phases == ["Reading …", "Tracing …", "Analysing …"]
     as_json = run("inspect", *sample.arguments, "--json")
     assert as_json.exit_code == 0
     found = one_document(as_json.stdout)

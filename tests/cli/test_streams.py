@@ -172,15 +172,24 @@ def test_a_file_name_with_escapes_is_shown_without_them(tmp_path: Path) -> None:
 
 def test_the_first_line_comes_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom repconv_cli.cli.progress import Progress\n"
-        "def first(self, phase, done, total):\n"
-        "    print(phase, [m for m in ('torch', 'numpy', 'jinja2', 'msgspec') if m in sys.modules])\n"
-        "    raise SystemExit\n"
-        "Progress.__call__ = first\nsys.argv[0] = 'repconv'\nfrom repconv_cli.cli.main import run\nrun()"
+        "import io, sys\nfrom repconv_cli.cli.start import run\n"
+        "class Sign(io.TextIOWrapper):\n"
+        "    def write(self, text):\n"
+        "        print(repr(text), [m for m in ('torch', 'numpy', 'rich', 'typer', 'msgspec') if m in sys.modules])\n"
+        "        raise SystemExit\n"
+        "sys.stderr = Sign(io.BytesIO())\nrun()"
     )
     for arguments in (("inspect", "a"), ("fuse", "a", "b"), ("verify", "a", "b"), ("bench", "a")):
         done = run_process("-c", code, *arguments, "--html", tmp_path / "report.html")
-        assert done.stdout == "Starting []\n", done.stderr
+        assert done.stdout == "'Starting …\\n' []\n", done.stderr
+
+
+def test_the_first_line_is_said_once_and_not_beside_help_or_where_quiet_is_asked_for() -> None:
+    missing = ("-m", "repconv_cli", "inspect", "missing.pt")
+    assert run_process(*missing).stderr.splitlines()[0] == "Starting …"
+    assert run_process(*missing).stderr.count("Starting") == 1
+    for silent in ((*missing, "--quiet"), (*missing, "-q"), ("-m", "repconv_cli", "inspect", "--help")):
+        assert "Starting" not in run_process(*silent).stderr
 
 
 def test_a_log_is_never_silent_for_long(capfd: pytest.CaptureFixture[str]) -> None:
