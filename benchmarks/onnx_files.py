@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -25,7 +26,6 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 import repconv_cli
-from benchmarks import latency
 from benchmarks.zoo import ZooModel, find
 from repconv_cli.facts import totals
 from repconv_cli.graph.plan import make_plan
@@ -83,18 +83,20 @@ if importlib.util.find_spec("openvino") is not None:
     RUNTIMES["openvino"] = in_openvino
 
 
-def gain(make: Callable[[Path, list[np.ndarray]], Run], before: Path, after: Path, feed: list[np.ndarray]) -> str:
+def gain(
+    make: Callable[[Path, list[np.ndarray]], Run], before: Path, after: Path, feed: list[np.ndarray], rounds: int
+) -> str:
     """Return how many times as fast ``after`` is, the 95 % interval, and its milliseconds."""
     try:
         runs = {"original": make(before, feed), "repconv": make(after, feed)}
     except Exception as error:  # noqa: BLE001 - a runtime that does not take the model at all
         return f"– ({str(error).splitlines()[0][:60]})"
-    found = take_turns(runs, threads=1, seconds=latency.SECONDS_PER_RUNTIME)
+    found = take_turns(runs, threads=1, seconds=math.inf, rounds=rounds)
     ratio = found.ratio("original", "repconv")
-    return f"{ratio.median:.2f}× ({ratio.low:.2f}–{ratio.high:.2f}), {found.milliseconds('repconv'):.1f} ms"
+    return f"{ratio.median:.3f}× ({ratio.low:.3f}–{ratio.high:.3f}), {found.milliseconds('repconv'):.1f} ms"
 
 
-def row(name: str, folder: Path) -> str:
+def row(name: str, folder: Path, rounds: int) -> str:
     """Return one model's line of the table."""
     model = find(name)
     module = model.build()
@@ -104,7 +106,7 @@ def row(name: str, folder: Path) -> str:
     counts = [sum(node.op_type == "Conv" for node in onnx.load(path).graph.node) for path in (before, after)]
     leaves = pytree.tree_leaves(model.example())
     feed = [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    gains = [gain(make, before, after, feed) for make in RUNTIMES.values()]
+    gains = [gain(make, before, after, feed, rounds) for make in RUNTIMES.values()]
     assert result.totals is not None
     assert result.verification is not None
     ops = result.totals.ops
@@ -124,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--folder", type=Path, default=None, help="where the files are kept")
+    parser.add_argument("--rounds", type=int, default=101, help="of both files in turns, in each runtime")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -131,7 +134,7 @@ def main() -> None:
         heads = ["model", "Conv nodes", "torch road", "operations", "verdict", *RUNTIMES]
         print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
         for name in options.names:
-            print(row(name, folder), flush=True)
+            print(row(name, folder, options.rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ class Rounds:
         return interval([a / b for a, b in zip(self.seconds[form], self.seconds[reference], strict=True)])
 
 
-def take_turns(runs: dict[str, Run], *, threads: int, seconds: float) -> Rounds:
-    """Return the times of all ``runs``, taken in turns in about ``seconds``.
+def take_turns(runs: dict[str, Run], *, threads: int, seconds: float, rounds: int = ROUNDS) -> Rounds:
+    """Return the times of all ``runs``, taken in turns in about ``seconds``, at most ``rounds`` times.
 
     A machine slows down and speeds up while it works, and all forms of one round alike, so ratios are taken within a
     round. With one thread the processor time counts, which leaves out what other programs take; else the clock.
@@ -61,7 +61,7 @@ def take_turns(runs: dict[str, Run], *, threads: int, seconds: float) -> Rounds:
     repeats = {name: _repeats(run) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     until = time.perf_counter() + seconds
-    for done in range(ROUNDS):
+    for done in range(rounds):
         # The order changes, so that no form always runs on what another left in the caches.
         start = done % len(runs)
         for name in (*list(runs)[start:], *list(runs)[:start]):
