@@ -44,13 +44,28 @@ class Jacobian:
 
         It stands for the first sample; the others must not be read.
         """
-        cotangent = torch.zeros_like(self.y)
-        index: tuple[Any, ...] = (0, slice(None), *place)
-        cotangent[index] = self.mixture
-        found = self.gradient(cotangent)
+        found = self._mixed({0: place})
         if bool(found[1:].any()):
             raise InexactError("a sample that depends on another")
         return found[0]
+
+    def _mixed(self, places: dict[int, tuple[int, ...]]) -> Tensor:
+        """Return the mixtures of rows of some samples, each at its own place, in one gradient."""
+        cotangent = torch.zeros_like(self.y)
+        for sample, place in places.items():
+            index: tuple[Any, ...] = (sample, slice(None), *place)
+            cotangent[index] = self.mixture
+        return self.gradient(cotangent)
+
+    def _two_rows(self, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return the mixed rows at the middle and at ``place``, of two samples if there are: one gradient, not two.
+
+        Whether samples are apart shows in :meth:`mixed_row`.
+        """
+        if self.y.shape[0] == 1:
+            return self.mixed_row(self.middle), self.mixed_row(place)
+        first, second, *_ = self._mixed({0: self.middle, 1: place})
+        return first, second
 
     def bias(self) -> Tensor:
         """Return the constant that is added to each channel."""
@@ -61,12 +76,16 @@ class Jacobian:
 
     def axes(self, free: tuple[bool, ...]) -> tuple[Axis, ...]:
         """Return where the outputs read, along each axis; the same mixture of rows must be found at several places."""
-        middle = self.mixed_row(self.middle)
-        spans = _span(middle.abs().sum(0))
+        # Along each axis the next place, or the one before where there is no next.
+        steps = tuple(1 if at + 1 < count else -min(at, 1) for at, count in zip(self.middle, self.counts, strict=True))
+        middle, beside = self._two_rows(tuple(at + step for at, step in zip(self.middle, steps, strict=True)))
+        spans, moved = _span(middle.abs().sum(0)), _span(beside.abs().sum(0))
         axes = []
         for index, (start, stop, step) in enumerate(spans):
             size, count = self.sizes[index], self.counts[index]
-            stride = size if count == 1 else self._stride(index, start)
+            stride = size if count == 1 else (moved[index][0] - start) * steps[index]
+            if stride < 1:
+                raise InexactError("outputs that read the same place")
             low = stride * self.middle[index] - start
             extent = stop - start
             high = (count - 1) * stride + extent - size - low
@@ -83,14 +102,6 @@ class Jacobian:
             if bool(((self.mixed_row(place) - expected).abs() > TOLERANCE * window.abs().max()).any()):
                 raise InexactError("rows that are not the same everywhere")
         return found
-
-    def _stride(self, index: int, start: int) -> int:
-        step = 1 if self.middle[index] + 1 < self.counts[index] else -1
-        place = tuple(p + step * (i == index) for i, p in enumerate(self.middle))
-        moved, _, _ = _span(self.mixed_row(place).abs().sum(0))[index]
-        if (moved - start) * step < 1:
-            raise InexactError("outputs that read the same place")
-        return (moved - start) * step
 
     def _placed(self, window: Tensor, place: tuple[int, ...], axes: tuple[Axis, ...]) -> Tensor:
         """Return an input with ``window`` where the outputs at ``place`` read, as far as that lies inside."""
