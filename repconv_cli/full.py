@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from repconv_cli.allocation import suit_model
 from repconv_cli.clock import Clock, Progress, counting
 from repconv_cli.diagnosis import first_block_off, first_difference, largest_error, looks_like
 from repconv_cli.drawing import with_drawing
@@ -79,6 +80,7 @@ def _result(
 
 def fuse_traced(program: Program, options: Options, progress: Progress | None) -> Fused:
     """Return ``program`` fused and proven, as the options ask."""
+    suit_model(sum(tensor.nbytes for tensor in program.tensors.values()))
     return fuse_program(
         program,
         proof_inputs(program, options.seed),

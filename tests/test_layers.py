@@ -45,8 +45,8 @@ MAY_IMPORT = {
         "by_family", "checkpoint", "clock", "diagnosis", "errors", "graph", "made", "opening", "options", "results",
     },
     "full": {
-        "clock", "diagnosis", "drawing", "errors", "facts", "graph", "made", "opening", "options", "outputs", "results",
-        "verdict",
+        "allocation", "clock", "diagnosis", "drawing", "errors", "facts", "graph", "made", "opening", "options",
+        "outputs", "results", "verdict",
     },
     "deploy": {
         "alone", "by_family", "checkpoint", "clock", "drawing", "errors", "facts", "full", "graph", "made", "opening",

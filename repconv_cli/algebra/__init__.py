@@ -2,6 +2,7 @@
 
 from repconv_cli.algebra.convmap import (
     ConvMap,
+    Kernel,
     average_pool_map,
     batch_norm_scale_and_shift,
     conv_map,
@@ -17,6 +18,7 @@ __all__ = [
     "Axis",
     "ConvMap",
     "Geometry",
+    "Kernel",
     "average_pool_map",
     "batch_norm_scale_and_shift",
     "compose",

@@ -15,6 +15,22 @@ MAX_SPATIAL_AXES = 3
 
 
 @dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel as it is stored: ``weight`` of ``geometry`` in any floating type, and no bias.
+
+    What is made of it is float64 all the same. Of a large one, the cast is never there as a whole.
+    """
+
+    weight: Tensor
+    geometry: Geometry
+
+    @property
+    def bias(self) -> Tensor:
+        """Zeros, float64."""
+        return torch.zeros(self.geometry.out_channels, dtype=torch.float64, device=self.weight.device)
+
+
+@dataclass(frozen=True, eq=False)
 class ConvMap:
     """The map ``y[o, j] = bias[o] + sum_{i, t} weight[o, i, t] * x[i, stride * j + first + dilation * t]``.
 

@@ -6,13 +6,14 @@ spatial sizes of the anchor; ``None`` (the default, for every axis) asks that it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from repconv_cli.algebra.border import compose_geometry
-from repconv_cli.algebra.convmap import ConvMap
+from repconv_cli.algebra.convmap import ConvMap, Kernel
 from repconv_cli.algebra.geometry import (
     Axis,
     Geometry,
@@ -26,7 +27,7 @@ from repconv_cli.errors import InexactError
 Sizes = tuple[int | None, ...]
 
 # Two megabytes of float64: a slab stays in the caches from its cast to its sum.
-_SLAB_VALUES = 1 << 18
+_SLAB_VALUES = 1 << 17
 
 
 def fold(inner: ConvMap, scale: Tensor, shift: Tensor | None = None) -> ConvMap:
@@ -131,11 +132,8 @@ def add_onto(total: Tensor, geometry: Geometry, weight: Tensor, own: Geometry, s
         places = tuple(_place(small, large) for small, large in zip(own.axes, geometry.axes, strict=True))
         total = total[(slice(None), slice(None), *places)]
     column = None if scale is None else scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    rows = max(1, _SLAB_VALUES * len(weight) // max(1, weight.numel()))
-    for start in range(0, len(weight), rows):
-        slab = slice(start, start + rows)
-        part = weight[slab].to(torch.float64, copy=True)
-        total[slab].add_(part if column is None else part.mul_(column[slab]))
+    for place, part in _slabs(weight):
+        total[place].add_(part if column is None else part * column[place])
 
 
 def subtract(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvMap:
@@ -144,7 +142,7 @@ def subtract(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvM
     return merge(left, minus, sizes)
 
 
-def compose(outer: ConvMap, inner: ConvMap, sizes: Sizes | None = None) -> ConvMap:
+def compose(outer: ConvMap | Kernel, inner: ConvMap, sizes: Sizes | None = None) -> ConvMap:
     """Return ``outer(inner(x))`` as one map.
 
     ``weight[o, i, ti + stride_i * to] = sum_m outer[o, m, to] * inner[m, i, ti]``,
@@ -161,7 +159,7 @@ def compose(outer: ConvMap, inner: ConvMap, sizes: Sizes | None = None) -> ConvM
     if bool(inner.bias.any()) and _reads_zeros_beyond(outer.geometry, inner.geometry, anchor_sizes):
         raise InexactError("a biased map before zero padding: the padding is zero, the map evaluated there is not")
     if _is_neutral(inner):
-        return ConvMap(outer.weight, outer.bias, geometry)
+        return ConvMap(outer.weight.double(), outer.bias, geometry)
     weight = compose_kernels(outer, inner, geometry)
     return ConvMap(weight, outer.bias + through(outer, inner.bias), geometry)
 
@@ -180,35 +178,61 @@ def _reads_zeros_beyond(outer: Geometry, inner: Geometry, sizes: Sizes) -> bool:
     return outer.reads_outside(middle)
 
 
-def through(outer: ConvMap, constants: Tensor) -> Tensor:
+def through(outer: ConvMap | Kernel, constants: Tensor) -> Tensor:
     """Return what ``outer``'s kernel makes of one constant per channel, away from any border."""
-    groups = outer.groups
-    totals = outer.weight.flatten(2).sum(2) if outer.geometry.axes else outer.weight
-    per_group = totals.reshape(groups, -1, totals.shape[1]) @ constants.reshape(groups, totals.shape[1], 1)
-    return per_group.reshape(-1)
+    groups = outer.geometry.groups
+    constants = constants.reshape(groups, -1, 1)
+    if groups == 1:
+        return torch.cat([_totals(slab) @ constants[0] for _, slab in _slabs(outer.weight)]).reshape(-1)
+    totals = _totals(outer.weight.double())
+    return (totals.reshape(groups, -1, totals.shape[1]) @ constants).reshape(-1)
 
 
-def compose_kernels(outer: ConvMap, inner: ConvMap, geometry: Geometry) -> Tensor:
-    """Return the kernel of the composition on ``geometry``, one matrix product per tap of the smaller kernel."""
-    groups = geometry.groups
-    if outer.groups % inner.groups and inner.groups % outer.groups:
+def _totals(weight: Tensor) -> Tensor:
+    return weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+
+
+def _slabs(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some output channels after the other, in float64."""
+    rows = max(1, _SLAB_VALUES * len(weight) // max(1, weight.numel()))
+    for start in range(0, len(weight), rows):
+        place = slice(start, start + rows)
+        yield place, weight[place].double()
+
+
+def compose_kernels(outer: ConvMap | Kernel, inner: ConvMap, geometry: Geometry) -> Tensor:
+    """Return the kernel of the composition on ``geometry``.
+
+    Some output channels after the other, so that beside the kernel there is no other float64 tensor of its size.
+    """
+    groups, (outer_groups, inner_groups) = geometry.groups, (outer.geometry.groups, inner.groups)
+    if outer_groups % inner_groups and inner_groups % outer_groups:
         inner = regroup(inner, groups)
-    taps_out = outer.weight.flatten(2) if outer.geometry.axes else outer.weight.unsqueeze(2)
-    taps_in = inner.weight.flatten(2) if inner.geometry.axes else inner.weight.unsqueeze(2)
-    kernel_out, kernel_in = tuple(outer.weight.shape[2:]), tuple(inner.weight.shape[2:])
     inputs = geometry.in_channels // groups
-    result = outer.weight.new_zeros(geometry.out_channels, inputs, *(axis.kernel for axis in geometry.axes))
+    shape = (geometry.out_channels, inputs, *(axis.kernel for axis in geometry.axes))
+    result = torch.zeros(shape, dtype=torch.float64, device=outer.weight.device)
+    # Output channels of several groups read different ones of the inner map.
+    slabs = _slabs(outer.weight) if outer_groups == 1 else [(slice(None), outer.weight.double())]
+    for place, weight in slabs:
+        _add_composed(result[place], weight, outer.geometry, inner, geometry)
+    return result
+
+
+def _add_composed(total: Tensor, weight: Tensor, outer: Geometry, inner: ConvMap, geometry: Geometry) -> None:
+    """Add the composition of ``weight`` with ``inner`` in place, one matrix product per tap of the smaller kernel."""
+    taps_out = weight.flatten(2) if outer.axes else weight.unsqueeze(2)
+    taps_in = inner.weight.flatten(2) if inner.geometry.axes else inner.weight.unsqueeze(2)
+    kernel_out, kernel_in = tuple(weight.shape[2:]), tuple(inner.weight.shape[2:])
     # Each pair of taps lands where their offsets add up; walk over the fewer taps, slices take the others at once.
     over_outer = taps_out.shape[2] <= taps_in.shape[2]
     for index in range(min(taps_out.shape[2], taps_in.shape[2])):
         if over_outer:
             product = _channel_product(taps_out[:, :, index : index + 1], taps_in, outer.groups, inner.groups)
-            shape, places = kernel_in, _tap_places(geometry, inner.geometry, outer.geometry, index, inner_moves=True)
+            shape, places = kernel_in, _tap_places(geometry, inner.geometry, outer, index, inner_moves=True)
         else:
             product = _channel_product(taps_out, taps_in[:, :, index : index + 1], outer.groups, inner.groups)
-            shape, places = kernel_out, _tap_places(geometry, inner.geometry, outer.geometry, index, inner_moves=False)
-        result[(slice(None), slice(None), *places)].add_(product.reshape(*product.shape[:2], *shape))
-    return result
+            shape, places = kernel_out, _tap_places(geometry, inner.geometry, outer, index, inner_moves=False)
+        total[(slice(None), slice(None), *places)].add_(product.reshape(*product.shape[:2], *shape))
 
 
 def _tap_places(

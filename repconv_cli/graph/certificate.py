@@ -13,18 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from repconv_cli.errors import UnprovenError
-from repconv_cli.graph.interpret import Constants, region_between, run_node, to_double
+from repconv_cli.graph.interpret import Constants, is_large_layer, region_between, run_in_slabs, run_node, to_double
 from repconv_cli.graph.rewrite import Fusion
 from repconv_cli.graph.rules import aten
 
 LIMIT = 1e-12
 _MOST_GEOMETRIES = 8
 _MOST_OTHERS = 2
-# Sixteen megabytes of float64.
-_SLAB_VALUES = 1 << 21
-_LAYERS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
 
 
 @dataclass(frozen=True)
@@ -168,20 +166,27 @@ def _error(operator: Callable[[Tensor], Tensor], branches: _Values) -> float:
 
 
 def _run(region: list[fx.Node], x: Tensor, fusion: Fusion, constants: Constants) -> tuple[Tensor, Tensor]:
-    """Return the value of the region at ``x`` and its magnitude, node by node, each stored tensor cast once."""
+    """Return the value of the region at ``x`` and its magnitude, node by node, each dropped after its last use."""
     values: dict[fx.Node, Any] = {fusion.block.anchor: x}
     magnitudes: dict[fx.Node, Any] = {fusion.block.anchor: x.abs()}
+    last_use = {source: node for node in region for source in node.all_input_nodes}
     for node in region:
         values[node], magnitudes[node] = _run_node(node, values, magnitudes, constants)
+        for source in node.all_input_nodes:
+            if last_use[source] is node:
+                values.pop(source, None)
+                magnitudes.pop(source, None)
     return values[fusion.block.node], magnitudes[fusion.block.node]
 
 
 def _run_node(
     node: fx.Node, values: dict[fx.Node, Any], magnitudes: dict[fx.Node, Any], constants: Constants
 ) -> tuple[Any, Any]:
-    if _is_large_layer(node, constants):
-        return _run_in_slabs(node, values, magnitudes, constants)
-    cast = {source: constants.value(source) for source in node.all_input_nodes if source not in values}
+    read = {source: _as_stored(source, constants) for source in node.all_input_nodes if source not in values}
+    args: Any = map_arg(node.args, lambda n: values[n] if n in values else read[n])
+    if is_large_layer(node, args):
+        return _run_in_slabs(node, args, magnitudes[node.args[0]])  # type: ignore[index]
+    cast = {source: to_double(value) for source, value in read.items()}
 
     def spent(source: fx.Node) -> Any:
         # Given up at its last use, so that a large weight is there twice only while its magnitude is taken.
@@ -191,39 +196,20 @@ def _run_node(
     return value, run_magnitude(node, lambda n: magnitudes[n] if n in magnitudes else spent(n))
 
 
-def _is_large_layer(node: fx.Node, constants: Constants) -> bool:
-    """Whether ``node`` is a layer of one group whose weight is better cast piece by piece."""
-    if node.target not in _LAYERS or node.kwargs:
-        return False
-    weight, groups = node.args[1], node.args[6] if len(node.args) > 6 else 1
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or groups != 1:
-        return False
-    return constants.stored(weight).numel() > _SLAB_VALUES
+def _as_stored(node: fx.Node, constants: Constants) -> Any:
+    return constants.stored(node) if node.op == "get_attr" else constants.value(node)
 
 
-def _run_in_slabs(
-    node: fx.Node, values: dict[fx.Node, Any], magnitudes: dict[fx.Node, Any], constants: Constants
-) -> tuple[Tensor, Tensor]:
-    """Return the value and the magnitude of a layer, some output channels at a time.
-
-    So the weight is never there in float64 as a whole.
-    """
+def _run_in_slabs(node: fx.Node, args: tuple[Any, ...], magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the value and the magnitude of a large layer, its weight cast once for both."""
     layer: Any = node.target
-    read, weight, *others = node.args
-    assert isinstance(read, fx.Node)
-    assert isinstance(weight, fx.Node)
-    stored = constants.stored(weight)
-    bias = constants.value(others[0]) if others and isinstance(others[0], fx.Node) else None
-    rows = max(1, _SLAB_VALUES * len(stored) // stored.numel())
-    found = []
-    for start in range(0, len(stored), rows):
-        slab = stored[start : start + rows].to(torch.float64, copy=True)
-        shift = None if bias is None else bias[start : start + rows]
-        value = layer(values[read], slab, shift, *others[1:])
-        found.append((value, layer(magnitudes[read], slab.abs_(), None if shift is None else shift.abs(), *others[1:])))
-    axis = -1 if layer is aten.linear.default else 1
-    value, magnitude = (torch.cat(parts, axis) for parts in zip(*found, strict=True))
-    return value, magnitude
+
+    def run(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+        value = layer(args[0], weight, bias, *args[3:])
+        return value, layer(magnitude, weight.abs_(), None if bias is None else bias.abs(), *args[3:])
+
+    value, size = run_in_slabs(node, args, run)
+    return value, size
 
 
 def run_magnitude(node: fx.Node, fetch: Callable[[fx.Node], Any]) -> Any:

@@ -16,6 +16,11 @@ from repconv_cli.graph.program import Program
 from repconv_cli.graph.sizes import Sizes, other_sizes
 
 _DOUBLED = {torch.float16, torch.bfloat16, torch.float32}
+_aten = torch.ops.aten
+_LAYERS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.linear.default}
+# Two megabytes of float64.
+_SLAB_VALUES = 1 << 17
+_FEWEST_ROWS = 64
 Fetch = Callable[[fx.Node], Any]
 Value = TypeVar("Value")
 
@@ -46,10 +51,48 @@ def to_double(value: Any) -> Any:
 
 def run_node(node: fx.Node, fetch: Fetch) -> Any:
     """Return the value of a call in float64; ``fetch`` gives the values of the nodes it reads."""
-    args = fx.node.map_aggregate(map_arg(node.args, fetch), to_double)
+    fetched: Any = map_arg(node.args, fetch)
+    if is_large_layer(node, fetched):
+        x = to_double(fetched[0])
+        (value,) = run_in_slabs(node, fetched, lambda weight, bias: (node.target(x, weight, bias, *fetched[3:]),))  # type: ignore[operator]
+        return value
+    args = fx.node.map_aggregate(fetched, to_double)
     kwargs = fx.node.map_aggregate(map_arg(node.kwargs, fetch), to_double)
     assert callable(node.target)
     return node.target(*args, **kwargs)
+
+
+def is_large_layer(node: fx.Node, args: tuple[Any, ...]) -> bool:
+    """Whether ``node``, called with ``args``, is a layer of one group whose weight is better cast piece by piece."""
+    if node.target not in _LAYERS or node.kwargs:
+        return False
+    weight, groups = args[1], args[6] if len(args) > 6 else 1
+    return groups == 1 and weight.dtype != torch.float64 and is_large(weight)
+
+
+def is_large(tensor: Tensor) -> bool:
+    """Whether a tensor is better not cast as a whole."""
+    return tensor.numel() > 2 * _SLAB_VALUES
+
+
+def run_in_slabs(
+    node: fx.Node, args: tuple[Any, ...], run: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Return what ``run`` gives for some output channels of a layer after the other, joined.
+
+    ``run`` takes their weight and bias in float64, a copy of its own: the whole weight is never there in float64.
+    """
+    _, weight, *others = args
+    bias = to_double(others[0]) if others else None
+    # Few channels at a time would unfold the image once for each few.
+    rows = max(_FEWEST_ROWS, _SLAB_VALUES * len(weight) // weight.numel())
+    found = []
+    for start in range(0, len(weight), rows):
+        place = slice(start, start + rows)
+        slab = weight[place].to(torch.float64, copy=True)
+        found.append(run(slab, None if bias is None else bias[place]))
+    axis = -1 if node.target is _aten.linear.default else 1
+    return tuple(torch.cat(parts, axis) for parts in zip(*found, strict=True))
 
 
 class Constants:
@@ -216,8 +259,8 @@ def walk(
 
 
 def _repeated(tensor: Tensor, count: int) -> list[Any]:
-    """Return a float64 tensor once for each sample; without samples nothing is cast."""
-    return [to_double(tensor)] * count if count else []
+    """Return a tensor once for each sample, in float64; what is large is cast where it is used."""
+    return [tensor if is_large(tensor) else to_double(tensor)] * count if count else []
 
 
 def _nth(values: dict[fx.Node, list[Any]], index: int) -> Fetch:

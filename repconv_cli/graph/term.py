@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor, fx
 
-from repconv_cli.algebra import ConvMap, Geometry
+from repconv_cli.algebra import ConvMap, Geometry, Kernel
 from repconv_cli.graph.arrange import Layout
 from repconv_cli.graph.recipe import Recipe, Sum
 
@@ -90,3 +90,7 @@ class Leaf:
     is_layer: bool = True
     transposes: bool = False
     stored: Callable[[], Tensor] | None = None
+
+    def kernel(self) -> ConvMap | Kernel:
+        """Return the weight, as it is stored where it is."""
+        return self.make() if self.stored is None else Kernel(self.stored(), self.geometry)

@@ -85,7 +85,10 @@ def _fitted(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Leaf:
         kernel = leaf.make()
         return ConvMap(kernel.weight.reshape(geometry.weight_shape), kernel.bias, geometry)
 
-    return replace(leaf, geometry=geometry, make=make, stored=None)
+    def stored() -> Tensor:
+        return leaf.kernel().weight.reshape(geometry.weight_shape)
+
+    return replace(leaf, geometry=geometry, make=make, stored=None if leaf.stored is None else stored)
 
 
 def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
@@ -115,7 +118,7 @@ def apply_leaf(leaf: Leaf, term: Term, axis: int, anchor: Anchor) -> Term:
 def _composed(leaf: Leaf, inner: Recipe | Sum, sizes: Sizes, *, reads_anchor: bool) -> Recipe:
     if reads_anchor and leaf.stored is not None:
         return Recipe(lambda _: leaf.make(), stored=(leaf.stored, leaf.geometry))
-    return Recipe(lambda maps: compose(leaf.make(), maps[0], sizes), (inner,))
+    return Recipe(lambda maps: compose(leaf.kernel(), maps[0], sizes), (inner,))
 
 
 def _offset_through(leaf: Leaf, inner: Term, anchor: Anchor) -> Tensor:
@@ -140,7 +143,7 @@ def _offset_through(leaf: Leaf, inner: Term, anchor: Anchor) -> Tensor:
         raise InexactError("a biased map before zero padding: the padding is zero, the map evaluated there is not")
     if not bool(inner.offset.any()):
         return own.expand(leaf.geometry.out_channels)
-    return through(leaf.make(), inner.offset) + own
+    return through(leaf.kernel(), inner.offset) + own
 
 
 def _padded_field(leaf: Leaf, inner: Term, anchor: Anchor) -> Tensor:

@@ -250,17 +250,22 @@ def test_a_model_that_makes_much_of_the_last_bit_is_judged_by_what_it_makes_of_i
     assert max(certificate.error for certificate in found.certificates) <= LIMIT
 
 
+def _cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repconv_cli.graph.interpret._SLAB_VALUES", 5)
+    monkeypatch.setattr("repconv_cli.graph.interpret._FEWEST_ROWS", 1)
+
+
 def test_a_large_layer_run_in_pieces_gives_the_same_proof(
     repvgg: Pair, grouped: Pair, badly_scaled: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for plan, fusion in (repvgg, grouped, badly_scaled):
         whole = certify(fusion, plan.analysis.constants)
-        monkeypatch.setattr("repconv_cli.graph.certificate._SLAB_VALUES", 5)
+        _cut_into_pieces(monkeypatch)
         pieces = certify(fusion, plan.analysis.constants)
         monkeypatch.undo()
         assert pieces.error == pytest.approx(whole.error, rel=0.5, abs=LIMIT / 100)
         wrong = corrupted(fusion, "weight", lambda weight: weight * (1 + 1e-9))
-        monkeypatch.setattr("repconv_cli.graph.certificate._SLAB_VALUES", 5)
+        _cut_into_pieces(monkeypatch)
         with pytest.raises(UnprovenError, match=DIFFERS):
             certify(wrong, plan.analysis.constants)
         monkeypatch.undo()

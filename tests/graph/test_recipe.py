@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from repconv_cli.algebra import ConvMap, Geometry, conv_map, fold, identity, merge
+from repconv_cli.algebra import ConvMap, Geometry, Kernel, compose, conv_map, fold, identity, merge
 from repconv_cli.algebra.operations import add_onto
 from repconv_cli.graph.recipe import Recipe, Sum, compute
 
@@ -100,3 +101,22 @@ def test_a_long_sum_needs_no_recursion() -> None:
     for _ in range(3000):
         total = Sum(one.geometry, ((None, total), (None, given(one))))
     torch.testing.assert_close(compute(total).weight, 3001 * one.weight, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("values", [1, 1 << 18])
+def test_a_stored_kernel_composes_as_its_float64_copy(
+    dtype: torch.dtype, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repconv_cli.algebra.operations._SLAB_VALUES", values)
+    for outer, inner in ((random_map(3), random_map(1)), (random_map(1), random_map(3))):
+        inner = ConvMap(inner.weight, factors(), inner.geometry)
+        unpadded = tuple(replace(axis, low=0, high=0) for axis in outer.geometry.axes)
+        stored = Kernel(outer.weight.to(dtype), replace(outer.geometry, axes=unpadded))
+        copy = ConvMap(stored.weight.double(), stored.bias, stored.geometry)
+        found, expected = compose(stored, inner), compose(copy, inner)
+        assert found.weight.dtype == found.bias.dtype == torch.float64
+        torch.testing.assert_close(found.weight, expected.weight, rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(found.bias, expected.bias, rtol=1e-13, atol=1e-13)
+        x = torch.randn(1, CHANNELS, 9, 9, dtype=torch.float64)
+        torch.testing.assert_close(found(x), copy(inner(x)), rtol=1e-12, atol=1e-12)
