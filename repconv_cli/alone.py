@@ -67,7 +67,8 @@ def _made(form: DeployForm, key: str, source: str) -> Tensor:
     try:
         return form[key]
     except RepconvError as error:
-        raise error.at(source) from error
+        error.at(source)
+        raise
 
 
 def verify_alone(alone: WeightsAlone, written: Opened | WeightsAlone, options: Options, clock: Clock) -> Result:

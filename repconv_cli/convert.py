@@ -95,7 +95,8 @@ def fuse(
             return fuse_alone(opened, out, options, clock, force=force, dry_run=dry_run)
         made = _made(opened, out, options, clock)
     except RepconvError as error:
-        raise error.at(opened.facts.name) from error
+        error.at(opened.facts.name)
+        raise
     if made.result.exit_code(options.strict):
         return made.result
     with clock.phase("Writing"):
@@ -133,7 +134,8 @@ def load(path: str | Path) -> nn.Module:
             )
         return ProgramModule(program_in(found)).eval()
     except RepconvError as error:
-        raise error.at(str(path)) from error
+        error.at(str(path))
+        raise
 
 
 def verify(
@@ -157,7 +159,8 @@ def verify(
             raise InputError("it holds no graph to compare outputs with", hint="Give the architecture with --arch.")
         return _verified_full(opened, written, out, options, clock)
     except RepconvError as error:
-        raise error.at(opened.facts.name) from error
+        error.at(opened.facts.name)
+        raise
 
 
 def _verified_deploy(

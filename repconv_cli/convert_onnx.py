@@ -80,7 +80,8 @@ def open_onnx(path: str | Path, options: Options) -> OnnxSource:
         inference = infer(file, options.input)
         return OnnxSource(file, inference, translate(file, inference))
     except RepconvError as error:
-        raise error.at(str(path)) from error
+        error.at(str(path))
+        raise
 
 
 def inspect(source: str | Path, options: Options, clock: Clock) -> Result:
@@ -227,7 +228,8 @@ def verify(source: str | Path, out: str | Path, options: Options, clock: Clock) 
         try:
             verification = _compare(opened, written, options, clock.report)
         except RepconvError as error:
-            raise error.at(str(out)) from error
+            error.at(str(out))
+            raise
     with clock.phase("Redoing the plan"):
         fused = fuse_program(opened.translated.program, [], seed=options.seed, is_worth=opened.is_worth)
         verification = _check_tensors(verification, opened, written, fused)

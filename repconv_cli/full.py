@@ -130,7 +130,8 @@ def require_same_call(program: Program, stored: Program, out: str, *, is_run: bo
         if is_run:
             require_like(program, stored)
     except InputError as error:
-        raise error.at(out) from error
+        error.at(out)
+        raise
 
 
 def _told(program: Program) -> str:

@@ -87,7 +87,8 @@ def open_source(source: str | Path | nn.Module, options: Options) -> Opened | We
     try:
         return _open_file(found, options)
     except RepconvError as error:
-        raise error.at(str(source)) from error
+        error.at(str(source))
+        raise
 
 
 def _open_file(found: Source, options: Options) -> Opened | WeightsAlone:
@@ -223,7 +224,8 @@ def _traced(opened: Opened, example: Example, may_vary: tuple[tuple[bool, ...], 
         return trace(opened.module, args, kwargs, may_vary=may_vary)
     except TraceError as error:
         shapes = ", ".join("×".join(map(str, info.example)) for info in example.infos)
-        raise error.at(f"{opened.facts.name} with input {shapes}") from error
+        error.at(f"{opened.facts.name} with input {shapes}")
+        raise
 
 
 def _has_fixed_batch(program: Program) -> bool:

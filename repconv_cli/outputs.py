@@ -196,7 +196,8 @@ def read_onnx_output(path: str | Path, source: Program) -> Written:
         inference = infer(file, tuple(info.example for info in source.inputs))
         translated = translate(file, inference)
     except RepconvError as error:
-        raise error.at(str(path)) from error
+        error.at(str(path))
+        raise
     tensors = {name: file.tensor(proto) for name, proto in file.initializers().items()}
     known = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     program, missing = translated.program, tuple[str, ...]()

@@ -58,6 +58,57 @@ def as_onnx(module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
+class Keyword(nn.Module):
+    """Called by a keyword, and of a stride: torch keeps conditions on its sizes, named by that keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, 4, 3, 2, 1)
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        return {"features": self.last(torch.relu(self.norm(self.stem(pixel_values))))}
+
+
+class Three(nn.Module):
+    """Three inputs of one batch, laid together: torch writes that as a multiple of each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) for _ in range(3))
+
+    def forward(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        flat = [part(v).reshape(-1, 4) for part, v in zip(self.parts, (x, y, z), strict=True)]
+        return (flat[0] + flat[1] * flat[2]).reshape(-1, 64)
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        (Keyword(), {"pixel_values": (2, 3, 32, 32)}),
+        (Three(), dict.fromkeys("xyz", (2, 4, 4, 4))),
+    ],
+    ids=["keyword", "three"],
+)
+def test_a_fused_file_becomes_onnx_with_its_sizes_free(
+    module: nn.Module, call: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    module.eval()
+    values = {name: torch.randn(shape) for name, shape in call.items()}
+    repconv_cli.fuse(module, tmp_path / "a.safetensors", args=(), kwargs=values)
+    result = repconv_cli.fuse(tmp_path / "a.safetensors", tmp_path / "a.onnx")
+    assert result.verification is not None
+    assert result.verification.verdict == "pass"
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    assert all(isinstance(info.shape[0], str) for info in session.get_inputs())
+    values = {name: torch.randn(3, *shape[1:]) for name, shape in call.items()}
+    feed = {info.name: value.numpy() for info, value in zip(session.get_inputs(), values.values(), strict=True)}
+    (found,) = session.run(None, feed)
+    expected = module(**values)
+    expected = expected if isinstance(expected, Tensor) else expected["features"]
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [SHAPE, (1, 4, 9, 8), (3, 4, 12, 7)])
 def test_the_onnx_file_gives_what_the_module_gives_at_free_sizes(
     shape: tuple[int, ...], module: nn.Module, as_onnx: Path
@@ -149,6 +200,22 @@ def test_what_the_exporter_cannot_take_is_told_by_its_first_cause(tmp_path: Path
 
     with pytest.raises(OutputError, match=r"torch's exporter makes no ONNX of it: .*bessel_j0"):
         repconv_cli.fuse(Foreign(), tmp_path / "out.onnx", input=SHAPE)
+
+
+def test_the_causes_of_an_error_end(tmp_path: Path) -> None:
+    """An error that is given its place on the way up stays what was raised: it is not its own cause."""
+
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(7, 11)
+
+    with pytest.raises(InputError) as caught:
+        repconv_cli.fuse(Broken().eval(), tmp_path / "a.safetensors", input=SHAPE)
+    chain: list[BaseException] = [caught.value]
+    while (cause := chain[-1].__cause__) is not None:
+        assert cause not in chain
+        chain.append(cause)
+    assert len(chain) > 1
 
 
 def test_a_dry_run_and_an_existing_file_write_nothing(module: nn.Module, tmp_path: Path) -> None:

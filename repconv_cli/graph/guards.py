@@ -12,8 +12,9 @@ Bounds = dict[tuple[str, int], int]
 
 # Guards that only say a size is not 1 (which broadcasts), bound it from below, or say that inputs come in batches of
 # one size, do not tie a size to the example.
-_BATCH = r"L(\[[^]]+\])+\.size\(\)\[0\]"
-_HARMLESS = re.compile(rf".*(!= [01]|>= [012]|> [01])$|{_BATCH} == {_BATCH}$")
+_BATCH = r"L(?:\[[^]]+\])+\.size\(\)\[0\]"
+_TIMES = r"(?:(\d+) \* )?"
+_HARMLESS = re.compile(rf".*(!= [01]|>= [012]|> [01])$|{_TIMES}{_BATCH} == {_TIMES}{_BATCH}$")
 _FIXED_BATCH = re.compile(rf"{_BATCH} == \d+$")
 _SIZE = re.compile(r"L((?:\[[^]]+\])+)\.size\(\)\[(\d+)\]$")
 _LARGEST_BOUND = 4096
@@ -45,9 +46,20 @@ def conditions(guards: Iterable[str], names: Iterable[str]) -> Conditions:
             if bound is not None and bound[0][0] in known and bound[0][1] > 0:
                 place, smallest = bound
                 found.bounds[place] = max(smallest, found.bounds.get(place, 1))
-            elif not _HARMLESS.match(ast.unparse(part)):
+            elif not _is_harmless(ast.unparse(part)):
                 found.tied.append(guard)
     return found
+
+
+def _is_harmless(condition: str) -> bool:
+    """Whether ``condition`` ties nothing to the example.
+
+    >>> _is_harmless("6400 * L['x'].size()[0] == 6400 * L['y'].size()[0]"), _is_harmless("2 * L['x'].size()[0] == 8")
+    (True, False)
+    """
+    found = _HARMLESS.match(condition)
+    # The same multiple of two batches on both sides; a condition of another kind has neither factor.
+    return found is not None and found[2] == found[3]
 
 
 def _parts(guard: str) -> Iterator[ast.expr]:

@@ -17,10 +17,19 @@ _attention = torch.ops.aten.scaled_dot_product_attention.default
 def to_onnx(exported: ExportedProgram, input_names: list[str] | None = None) -> ModelProto:
     """Return an exported program as an ONNX model. What the exporter raises, in any form, goes through."""
     with torch.no_grad():
-        known = exported.run_decompositions({_attention: _attention_of_four_axes})
+        known = _unguarded(_unguarded(exported).run_decompositions({_attention: _attention_of_four_axes}))
         found = torch.onnx.export(known, dynamo=True, verbose=False, input_names=input_names)
     assert found is not None
     return found.model_proto
+
+
+def _unguarded(exported: ExportedProgram) -> ExportedProgram:
+    """Return ``exported`` without the conditions on its sizes: they were judged when it was exported.
+
+    Torch would run them as code, and cannot where they name an input by a keyword.
+    """
+    exported._guards_code = []
+    return exported
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -38,6 +38,7 @@ def size(axis: int) -> str:
         (f"((-2) + {size(2)}) != 1", {}),
         (f"4*{size(0)}*((-2) + {size(2)})*({size(3)} // 2) >= 2", {}),
         (f"{size(0)} == L['y'].size()[0]", {}),
+        (f"(6400*{size(0)}) == (6400*L['args'][2].size()[0])", {}),
     ],
 )
 def test_a_condition_that_ties_no_size_gives_its_bounds(guard: str, bounds: dict[tuple[str, int], int]) -> None:
@@ -49,6 +50,8 @@ def test_a_condition_that_ties_no_size_gives_its_bounds(guard: str, bounds: dict
     "guard",
     [
         f"{size(2)} == 8",
+        f"2*{size(0)} == 3*L['y'].size()[0]",
+        f"2*{size(0)} == L['y'].size()[0]",
         f"{size(2)} <= 8",
         f"{size(2)} >= {size(3)}",
         f"{size(2)} + {size(3)} >= 7",
