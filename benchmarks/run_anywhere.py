@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Run every model through both interpreters, one after the other, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", metavar="GLOB")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="other models keep their rows")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "ANYWHERE.md")
     parser.add_argument("--step", nargs=3, metavar=("STEP", "NAME", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -146,12 +147,20 @@ def main(argv: list[str] | None = None) -> None:
         return
     from benchmarks.zoo import CATALOGUE
 
-    rows = []
-    for model in CATALOGUE:
-        if fnmatchcase(model.name, options.only):
-            rows.append(_row(model.name))
-            print(rows[-1], file=sys.stderr, flush=True)
-            options.out.write_text(_page(rows))
+    names = [model.name for model in CATALOGUE]
+    chosen = [name for name in names if any(fnmatchcase(name, glob) for glob in options.only)]
+    rows = {name: row for name, row in _rows_of(options.out) if name not in chosen}
+    for name in chosen:
+        rows[name] = _row(name)
+        print(rows[name], file=sys.stderr, flush=True)
+        options.out.write_text(_page([rows[name] for name in names if name in rows]))
+
+
+def _rows_of(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield the models of an earlier page and their rows: what is not run again stays."""
+    for line in page.read_text().splitlines() if page.exists() else ():
+        if line.startswith("| `"):
+            yield line.split("`")[1], line
 
 
 def _row(name: str) -> str:
