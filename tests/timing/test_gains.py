@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import repconv_cli
@@ -105,6 +107,26 @@ def test_it_says_when_there_is_no_gain(gain: str, sentence: str) -> None:
     speedup = 0.5 if gain == "loss" else 1.5
     times = RuntimeFacts("eager", "torch 2", 2.0, 1.0, speedup, speedup, speedup, 9, gain)
     assert str(list(bench_screen(BenchFacts(((1, 3),), 1, "cpu", (times,))))[-1]) == sentence
+
+
+@pytest.mark.parametrize("slower_by", [1, 100])
+def test_the_table_fits_80_columns_with_no_name_cut(slower_by: int) -> None:
+    versions = {"eager": "torch 2.14.1", "compile": "torch 2.14.1", "onnxruntime": "onnxruntime 1.32.0"}
+    times = tuple(
+        RuntimeFacts(
+            name, version, 42.13 * slower_by, 31.9 * slower_by, 1.32, 1.28, 1.41, 21, "none",
+            original_spread_ms=2.5 * slower_by, fused_spread_ms=2.5 * slower_by,
+            original_peak_bytes=999_900_000, fused_peak_bytes=1_234_000_000,
+        )
+        for name, version in versions.items()
+    )  # fmt: skip
+    console = Console(width=80, file=io.StringIO())
+    for part in bench_screen(BenchFacts(((1, 3, 224, 224),), 1, "cpu", times)):
+        console.print(part)
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in told
+    for word in ("onnxruntime", "compile", "no gain", "1.28–1.41", "1.2 GB"):
+        assert word in told
 
 
 def test_the_command_prints_json(tmp_path: Path) -> None:
