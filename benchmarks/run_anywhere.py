@@ -101,17 +101,15 @@ def _in_onnxruntime(folder: Path, model: Any, saved: dict[str, Any]) -> float:
 
     import repconv_cli
     from repconv_cli.onnx.session import Session
+    from repconv_cli.outputs import RuntimeModel
 
     repconv_cli.fuse(folder / "model.safetensors", folder / "model.onnx", samples=1)
-    session = Session(onnx.load(folder / "model.onnx"), folder)
+    program = model.held_program
+    run = RuntimeModel(Session(onnx.load(folder / "model.onnx"), folder), program)
     worst = 0.0
     for args, kwargs, expected in saved["calls"]:
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        outputs = iter(session.run(dict(zip(session.inputs, tensors, strict=True))))
-        with torch.no_grad():
-            leaves, spec = pytree.tree_flatten(model(*args, **kwargs))
-        nested = pytree.tree_unflatten([next(outputs) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
-        worst = max(worst, _difference(expected, _judged(nested, saved["before_choice"])))
+        outputs = program.outputs.unflatten(iter(run(*args, **kwargs)))
+        worst = max(worst, _difference(expected, _judged(outputs, saved["before_choice"])))
     return worst
 
 

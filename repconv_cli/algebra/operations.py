@@ -6,7 +6,6 @@ spatial sizes of the anchor; ``None`` (the default, for every axis) asks that it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -22,12 +21,10 @@ from repconv_cli.algebra.geometry import (
     regroup_geometry,
     select_geometry,
 )
+from repconv_cli.algebra.slabs import slabs
 from repconv_cli.errors import InexactError
 
 Sizes = tuple[int | None, ...]
-
-# Two megabytes of float64: a slab stays in the caches from its cast to its sum.
-_SLAB_VALUES = 1 << 17
 
 
 def fold(inner: ConvMap, scale: Tensor, shift: Tensor | None = None) -> ConvMap:
@@ -132,7 +129,7 @@ def add_onto(total: Tensor, geometry: Geometry, weight: Tensor, own: Geometry, s
         places = tuple(_place(small, large) for small, large in zip(own.axes, geometry.axes, strict=True))
         total = total[(slice(None), slice(None), *places)]
     column = None if scale is None else scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    for place, part in _slabs(weight):
+    for place, part in slabs(weight):
         total[place].add_(part if column is None else part * column[place])
 
 
@@ -183,21 +180,13 @@ def through(outer: ConvMap | Kernel, constants: Tensor) -> Tensor:
     groups = outer.geometry.groups
     constants = constants.reshape(groups, -1, 1)
     if groups == 1:
-        return torch.cat([_totals(slab) @ constants[0] for _, slab in _slabs(outer.weight)]).reshape(-1)
+        return torch.cat([_totals(slab) @ constants[0] for _, slab in slabs(outer.weight)]).reshape(-1)
     totals = _totals(outer.weight.double())
     return (totals.reshape(groups, -1, totals.shape[1]) @ constants).reshape(-1)
 
 
 def _totals(weight: Tensor) -> Tensor:
     return weight.flatten(2).sum(2) if weight.ndim > 2 else weight
-
-
-def _slabs(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield some output channels after the other, in float64."""
-    rows = max(1, _SLAB_VALUES * len(weight) // max(1, weight.numel()))
-    for start in range(0, len(weight), rows):
-        place = slice(start, start + rows)
-        yield place, weight[place].double()
 
 
 def compose_kernels(outer: ConvMap | Kernel, inner: ConvMap, geometry: Geometry) -> Tensor:
@@ -212,8 +201,8 @@ def compose_kernels(outer: ConvMap | Kernel, inner: ConvMap, geometry: Geometry)
     shape = (geometry.out_channels, inputs, *(axis.kernel for axis in geometry.axes))
     result = torch.zeros(shape, dtype=torch.float64, device=outer.weight.device)
     # Output channels of several groups read different ones of the inner map.
-    slabs = _slabs(outer.weight) if outer_groups == 1 else [(slice(None), outer.weight.double())]
-    for place, weight in slabs:
+    parts = slabs(outer.weight) if outer_groups == 1 else [(slice(None), outer.weight.double())]
+    for place, weight in parts:
         _add_composed(result[place], weight, outer.geometry, inner, geometry)
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from repconv_cli.cli import FIRST_PHASE
+from repconv_cli.errors import EXIT_INTERRUPTED
 
 _SAY_NOTHING = {"-h", "--help", "-q", "--quiet"}
 
@@ -23,5 +24,5 @@ def run() -> None:
     try:
         from repconv_cli.cli import main
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
     main.run()

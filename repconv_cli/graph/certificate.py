@@ -182,7 +182,7 @@ def _run(region: list[fx.Node], x: Tensor, fusion: Fusion, constants: Constants)
 def _run_node(
     node: fx.Node, values: dict[fx.Node, Any], magnitudes: dict[fx.Node, Any], constants: Constants
 ) -> tuple[Any, Any]:
-    read = {source: _as_stored(source, constants) for source in node.all_input_nodes if source not in values}
+    read = {source: constants.as_stored(source) for source in node.all_input_nodes if source not in values}
     args: Any = map_arg(node.args, lambda n: values[n] if n in values else read[n])
     if is_large_layer(node, args):
         return _run_in_slabs(node, args, magnitudes[node.args[0]])  # type: ignore[index]
@@ -196,17 +196,13 @@ def _run_node(
     return value, run_magnitude(node, lambda n: magnitudes[n] if n in magnitudes else spent(n))
 
 
-def _as_stored(node: fx.Node, constants: Constants) -> Any:
-    return constants.stored(node) if node.op == "get_attr" else constants.value(node)
-
-
 def _run_in_slabs(node: fx.Node, args: tuple[Any, ...], magnitude: Tensor) -> tuple[Tensor, Tensor]:
     """Return the value and the magnitude of a large layer, its weight cast once for both."""
     layer: Any = node.target
 
     def run(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
         value = layer(args[0], weight, bias, *args[3:])
-        return value, layer(magnitude, weight.abs_(), None if bias is None else bias.abs(), *args[3:])
+        return value, layer(magnitude, weight.abs(), None if bias is None else bias.abs(), *args[3:])
 
     value, size = run_in_slabs(node, args, run)
     return value, size

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from repconv_cli.algebra.slabs import is_large, slabs
 from repconv_cli.errors import NotRunnableError
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.sizes import Sizes, other_sizes
@@ -18,8 +19,7 @@ from repconv_cli.graph.sizes import Sizes, other_sizes
 _DOUBLED = {torch.float16, torch.bfloat16, torch.float32}
 _aten = torch.ops.aten
 _LAYERS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.linear.default}
-# Two megabytes of float64.
-_SLAB_VALUES = 1 << 17
+# Fewer channels at a time would unfold the image once for each few.
 _FEWEST_ROWS = 64
 Fetch = Callable[[fx.Node], Any]
 Value = TypeVar("Value")
@@ -70,27 +70,17 @@ def is_large_layer(node: fx.Node, args: tuple[Any, ...]) -> bool:
     return groups == 1 and weight.dtype != torch.float64 and is_large(weight)
 
 
-def is_large(tensor: Tensor) -> bool:
-    """Whether a tensor is better not cast as a whole."""
-    return tensor.numel() > 2 * _SLAB_VALUES
-
-
 def run_in_slabs(
     node: fx.Node, args: tuple[Any, ...], run: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
     """Return what ``run`` gives for some output channels of a layer after the other, joined.
 
-    ``run`` takes their weight and bias in float64, a copy of its own: the whole weight is never there in float64.
+    ``run`` takes their weight and bias in float64: the whole weight is never there in float64.
     """
     _, weight, *others = args
     bias = to_double(others[0]) if others else None
-    # Few channels at a time would unfold the image once for each few.
-    rows = max(_FEWEST_ROWS, _SLAB_VALUES * len(weight) // weight.numel())
-    found = []
-    for start in range(0, len(weight), rows):
-        place = slice(start, start + rows)
-        slab = weight[place].to(torch.float64, copy=True)
-        found.append(run(slab, None if bias is None else bias[place]))
+    parts = slabs(weight, _FEWEST_ROWS)
+    found = [run(part, None if bias is None else bias[place]) for place, part in parts]
     axis = -1 if node.target is _aten.linear.default else 1
     return tuple(torch.cat(parts, axis) for parts in zip(*found, strict=True))
 
@@ -131,6 +121,10 @@ class Constants:
     def stored(self, node: fx.Node) -> Tensor:
         """Return the tensor that a ``get_attr`` node names, as it is stored."""
         return self.program.tensors[str(node.target)]
+
+    def as_stored(self, node: fx.Node) -> Any:
+        """Return a constant node's value, a stored tensor in the type that it is stored in."""
+        return self.stored(node) if node.op == "get_attr" else self.value(node)
 
     def value(self, node: fx.Node) -> Any:
         """Return the float64 value of a constant node (a whole number for a size)."""

@@ -254,7 +254,7 @@ def _run(region: Iterable[fx.Node], anchor: fx.Node, x: Tensor, constants: Const
 
         def fetch(source: fx.Node, node: fx.Node = node, is_on_values: bool = is_on_values) -> Any:
             if source not in values:
-                return constants.stored(source) if source.op == "get_attr" else constants.value(source)
+                return constants.as_stored(source)
             if is_on_values:
                 return values[source]
             shape = source.meta["shape"]

@@ -24,7 +24,7 @@ def to_onnx(exported: ExportedProgram, input_names: list[str] | None = None) -> 
 
 
 def _unguarded(exported: ExportedProgram) -> ExportedProgram:
-    """Return ``exported`` without the conditions on its sizes: they were judged when it was exported.
+    """Take from ``exported`` the conditions on its sizes, and return it: they were judged when it was exported.
 
     Torch would run them as code, and cannot where they name an input by a keyword.
     """

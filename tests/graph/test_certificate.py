@@ -251,7 +251,7 @@ def test_a_model_that_makes_much_of_the_last_bit_is_judged_by_what_it_makes_of_i
 
 
 def _cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repconv_cli.graph.interpret._SLAB_VALUES", 5)
+    monkeypatch.setattr("repconv_cli.algebra.slabs.SLAB_VALUES", 5)
     monkeypatch.setattr("repconv_cli.graph.interpret._FEWEST_ROWS", 1)
 
 

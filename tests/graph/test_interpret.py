@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repconv_cli.graph.interpret import is_large, run_program, run_side_by_side
+from repconv_cli.algebra.slabs import is_large
+from repconv_cli.graph.interpret import run_program, run_side_by_side
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.trace import trace
 from tests.graph.proof import noise
@@ -37,7 +38,7 @@ def outputs(program: Program) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 4, 100])
 def test_a_layer_run_in_pieces_is_the_layer(program: Program, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = outputs(program)
-    monkeypatch.setattr("repconv_cli.graph.interpret._SLAB_VALUES", 5)
+    monkeypatch.setattr("repconv_cli.algebra.slabs.SLAB_VALUES", 5)
     monkeypatch.setattr("repconv_cli.graph.interpret._FEWEST_ROWS", rows)
     pieces = outputs(program)
     assert pieces.dtype == torch.float64

@@ -87,7 +87,7 @@ def test_rows_are_added_in_pieces_of_any_size(monkeypatch: pytest.MonkeyPatch, g
     part, scale = random_map(3), factors()
     totals = []
     for values in (1, 3 * CHANNELS * 9, 1 << 18):
-        monkeypatch.setattr("repconv_cli.algebra.operations._SLAB_VALUES", values)
+        monkeypatch.setattr("repconv_cli.algebra.slabs.SLAB_VALUES", values)
         total = torch.zeros(geometry.weight_shape, dtype=torch.float64)
         add_onto(total, geometry, part.weight, part.geometry, scale)
         totals.append(total)
@@ -108,7 +108,7 @@ def test_a_long_sum_needs_no_recursion() -> None:
 def test_a_stored_kernel_composes_as_its_float64_copy(
     dtype: torch.dtype, values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("repconv_cli.algebra.operations._SLAB_VALUES", values)
+    monkeypatch.setattr("repconv_cli.algebra.slabs.SLAB_VALUES", values)
     for outer, inner in ((random_map(3), random_map(1)), (random_map(1), random_map(3))):
         inner = ConvMap(inner.weight, factors(), inner.geometry)
         unpadded = tuple(replace(axis, low=0, high=0) for axis in outer.geometry.axes)

@@ -60,7 +60,8 @@ class Call:
 
     def weight(self, value: fx.Node) -> Tensor:
         """Return a constant tensor as it is stored, or in float64 where it is computed; a map casts it anyway."""
-        return self.constants.stored(value) if value.op == "get_attr" else self.tensor(value)
+        found: Tensor = self.constants.as_stored(value)
+        return found
 
     def number_or_tensor(self, value: Any) -> Tensor | float | None:
         """Return the value of a constant operand, None if it is none."""
