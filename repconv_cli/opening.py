@@ -151,6 +151,7 @@ def _saved(program: ProgramFile) -> frozenset[str]:
     return frozenset(i.key for i in program.inputs if i.key is not None and i.kind in kinds and i.persistent)
 
 
+_ONE_SAMPLE_NOTE = "the batch is fixed to one sample: the model does not treat every batch alike, or it cannot be shown"
 _TRAINING_NOTE = "the module was {} in training mode; it is used in eval mode"
 
 
@@ -214,6 +215,7 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
     if is_ours and all(shape[0] == 1 for shape in options.input) and _has_fixed_batch(program):
         # Batches of two were a means to keep the batch free; where that fails, one sample is what was asked for.
         program = _traced(opened, example.of_one_sample(), may_vary)
+        program = replace(program, notes=(*program.notes, _ONE_SAMPLE_NOTE))
     require_program_within(program, most)
     return program, is_ours and not options.input
 

@@ -121,8 +121,7 @@ def exported(program: Program) -> ExportedProgram:
     args, kwargs = example.tensors()
     may_vary = tuple(tuple(size is None for size in info.shape) for info in program.inputs)
     with torch.no_grad(), quiet():
-        found, *_ = export(ProgramModule(program).eval(), args, kwargs, may_vary)
-    return found
+        return export(ProgramModule(program).eval(), args, kwargs, may_vary).program
 
 
 class ProgramOutput:

@@ -154,5 +154,18 @@ def test_where_the_batch_cannot_be_free_it_is_the_one_that_was_asked_for(
     torch.testing.assert_close(repconv_cli.load(tmp_path / "out.safetensors")(x), module(x))
 
 
+def test_a_model_that_tells_one_sample_from_more_is_fused_for_one(tmp_path: Path) -> None:
+    class Single(OneSize):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + (0.0 if x.shape[0] == 1 else 1.0)
+
+    module = Single().eval()
+    result = repconv_cli.fuse(module, tmp_path / "out.safetensors")
+    assert result.input.shapes[0][0] == 1
+    assert any("one sample" in note for note in result.notes), result.notes
+    x = torch.randn(result.input.examples[0])
+    torch.testing.assert_close(repconv_cli.load(tmp_path / "out.safetensors")(x), module(x))
+
+
 def test_without_a_shape_a_fixed_batch_is_one_sample():
     assert repconv_cli.inspect(OneSize()).input.shapes[0][0] == 1

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,29 +24,37 @@ from repconv_cli.graph.kept import in_eval_mode
 _MOST_SECONDS = 60
 
 
-def export(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_vary: tuple[tuple[bool, ...], ...] | None
-) -> tuple[ExportedProgram, Bounds, list[str]]:
-    """Return a functional graph, the lower bounds of its free sizes, and what to tell the user of those that are fixed.
+MayVary = tuple[tuple[bool, ...], ...] | None
 
-    Batch and space are free where the model allows, else the batch alone, else none.
+
+@dataclass(frozen=True)
+class Exported:
+    """A functional graph, the lower bounds of its free sizes, and what to tell the user of those that are fixed.
+
+    ``special`` are batches that the model tells from all others, by torch's own conditions.
     """
+
+    program: ExportedProgram
+    bounds: Bounds
+    notes: tuple[str, ...] = ()
+    special: frozenset[int] = frozenset()
+
+
+def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_vary: MayVary) -> Exported:
+    """Return the graph with batch and space free where the model allows, else the batch alone, else none."""
     found: list[str] = []
     error: BaseException | None = None
-    is_batch_fixed = False
+    special: frozenset[int] = frozenset()
     for free in (("space", "batch"), ("batch",), ()):
-        if free == ("batch",) and is_batch_fixed:
+        if free == ("batch",) and special:
             continue
         try:
-            shapes = _dynamic_shapes(module, args, kwargs, free, may_vary)
-            with in_eval_mode(module), _deadline(_MOST_SECONDS if free else None):
-                exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+            exported = _exported(module, args, kwargs, free, may_vary)
             needed = _conditions(exported) if free else Conditions()
             if not needed.tied:
-                functional = exported if is_renamable(exported.graph) else exported.run_decompositions({})
-                return functional, needed.bounds, _size_notes(free, found)
+                return Exported(_functional(exported), needed.bounds, _size_notes(free, found), special)
             found.append("found conditions on them")
-            is_batch_fixed = needed.is_batch_fixed
+            special = needed.special_batches()
         except _OverdueError:
             found.append(f"did not end within {_MOST_SECONDS} s while they were free")
         except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward
@@ -58,16 +67,49 @@ def export(
     ) from error
 
 
+def export_usual(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_vary: MayVary
+) -> Exported | None:
+    """Return the graph that holds for all batches but the special ones; None where torch ties it to anything else."""
+    try:
+        exported = _exported(module, args, kwargs, ("batch",), may_vary)
+    except (_OverdueError, Exception):  # noqa: BLE001 - torch raises any kind from the user's forward
+        # The caller has a graph of fixed sizes.
+        return None
+    needed = _conditions(exported)
+    if not needed.is_free_but_for_batches():
+        return None
+    notes = _size_notes(("batch",), ["found conditions on them"])
+    return Exported(_functional(exported), needed.bounds, notes, needed.special_batches())
+
+
+def export_fixed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
+    """Return the graph with no size free."""
+    return Exported(_functional(_exported(module, args, kwargs, (), None)), {})
+
+
+def _exported(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: tuple[str, ...], may_vary: MayVary
+) -> ExportedProgram:
+    shapes = _dynamic_shapes(module, args, kwargs, free, may_vary)
+    with in_eval_mode(module), _deadline(_MOST_SECONDS if free else None):
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _functional(exported: ExportedProgram) -> ExportedProgram:
+    return exported if is_renamable(exported.graph) else exported.run_decompositions({})
+
+
 def _conditions(exported: ExportedProgram) -> Conditions:
     """Return the conditions under which the graph holds."""
     return conditions(getattr(exported, "_guards_code", None) or [], exported.graph_signature.user_inputs)
 
 
-def _size_notes(free: tuple[str, ...], found: list[str]) -> list[str]:
+def _size_notes(free: tuple[str, ...], found: list[str]) -> tuple[str, ...]:
     if "space" in free:
-        return []
+        return ()
     sizes = "spatial sizes" if free else "batch and spatial sizes"
-    return [f"{sizes} are fixed to the example's: torch.export {found[-1]}"]
+    return (f"{sizes} are fixed to the example's: torch.export {found[-1]}",)
 
 
 class _OverdueError(BaseException):
@@ -106,7 +148,7 @@ def _dynamic_shapes(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     free: tuple[str, ...],
-    may_vary: tuple[tuple[bool, ...], ...] | None,
+    may_vary: MayVary,
 ) -> dict[str, Any]:
     """Return the free sizes of each tensor by parameter name, nested as the arguments are."""
     leaves, spec = pytree.tree_flatten((args, kwargs))

@@ -15,7 +15,7 @@ Bounds = dict[tuple[str, int], int]
 _BATCH = r"L(?:\[[^]]+\])+\.size\(\)\[0\]"
 _TIMES = r"(?:(\d+) \* )?"
 _HARMLESS = re.compile(rf".*(!= [01]|>= [012]|> [01])$|{_TIMES}{_BATCH} == {_TIMES}{_BATCH}$")
-_FIXED_BATCH = re.compile(rf"{_BATCH} == \d+$")
+_ONE_BATCH = re.compile(rf"{_BATCH} (==|!=) (\d+)$")
 _SIZE = re.compile(r"L((?:\[[^]]+\])+)\.size\(\)\[(\d+)\]$")
 _LARGEST_BOUND = 4096
 
@@ -27,10 +27,14 @@ class Conditions:
     tied: list[str] = field(default_factory=list)
     bounds: Bounds = field(default_factory=dict)
 
-    @property
-    def is_batch_fixed(self) -> bool:
-        """Whether the batch is among what is tied."""
-        return any(_FIXED_BATCH.match(guard) for guard in self.tied)
+    def special_batches(self) -> frozenset[int]:
+        """Return the batches that are told from all others."""
+        return frozenset(int(found[2]) for guard in self.tied if (found := _ONE_BATCH.match(guard)) is not None)
+
+    def is_free_but_for_batches(self) -> bool:
+        """Whether nothing is tied but that the batch is none of some numbers."""
+        found = [_ONE_BATCH.match(guard) for guard in self.tied]
+        return all(one is not None and one[1] == "!=" for one in found)
 
 
 def conditions(guards: Iterable[str], names: Iterable[str]) -> Conditions:

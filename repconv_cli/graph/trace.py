@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 
 from repconv_cli.errors import TraceError
-from repconv_cli.graph.export import export
+from repconv_cli.graph.batches import MOST_SAMPLES, MOST_SPECIAL, Call, is_same_at, is_same_for_one, lengths_are_sizes
+from repconv_cli.graph.export import Exported, MayVary, export, export_fixed, export_usual
 from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_write, memory_of
 from repconv_cli.graph.guards import Bounds
 from repconv_cli.graph.kept import in_eval_mode, quiet
@@ -56,13 +57,32 @@ def trace(
     where torch cannot make a graph of it.
     """
     kwargs = kwargs or {}
-    with in_eval_mode(module), torch.no_grad(), quiet():
-        functional, bounds, notes = export(module, args, kwargs, may_vary)
-    return _to_program(functional, bounds, notes)
+    with in_eval_mode(module), torch.no_grad(), quiet(), lengths_are_sizes():
+        exported = export(module, args, kwargs, may_vary)
+        program = _to_program(exported)
+        if (call := Call.of(args, kwargs)) is None:
+            return program
+        if exported.special:
+            program = _of_any_batch(exported.special, module, call, may_vary) or program
+        if any(info.shape[0] is None for info in program.inputs) and not is_same_for_one(program, module, call):
+            return _to_program(export_fixed(module, args, kwargs))
+        return program
 
 
-def _to_program(exported: ExportedProgram, bounds: Bounds, notes: list[str]) -> Program:
+def _of_any_batch(special: frozenset[int], module: nn.Module, call: Call, may_vary: MayVary) -> Program | None:
+    """Return the program for any batch, traced at one that is not ``special``; None where that is not proven."""
+    usual = next(batch for batch in itertools.count(call.batch) if batch not in special)
+    found = export_usual(module, *call.of_batch(usual), may_vary)
+    if found is None or len(found.special) > MOST_SPECIAL or max(found.special, default=0) > MOST_SAMPLES:
+        return None
+    program = _to_program(found)
+    there = ((batch, _to_program(export_fixed(module, *call.of_batch(batch)))) for batch in sorted(found.special))
+    return program if all(is_same_at(batch, program, fixed) for batch, fixed in there) else None
+
+
+def _to_program(found: Exported) -> Program:
     """Copy the exported graph: lifted tensors become ``get_attr`` nodes by key, metadata becomes plain values."""
+    exported = found.program
     signature = exported.graph_signature
     keys = {
         **signature.inputs_to_parameters,
@@ -78,7 +98,7 @@ def _to_program(exported: ExportedProgram, bounds: Bounds, notes: list[str]) -> 
     for node in exported.graph.nodes:
         copier.copy(node)
         if node.op == "placeholder" and node.name not in keys:
-            inputs.append(_input_info(node, bounds))
+            inputs.append(_input_info(node, found.bounds))
     graph = copier.graph
     graph.eliminate_dead_code()
     _check_sizes(graph)
@@ -92,7 +112,7 @@ def _to_program(exported: ExportedProgram, bounds: Bounds, notes: list[str]) -> 
         arguments=in_args,
         keywords=in_kwargs,
         outputs=Structure.of(exported.call_spec.out_spec),
-        notes=tuple(notes),
+        notes=found.notes,
     )
 
 
