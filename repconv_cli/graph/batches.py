@@ -9,7 +9,7 @@ operator.
 
 from __future__ import annotations
 
-import builtins
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,21 +43,31 @@ MOST_SAMPLES = 1024
 
 
 @contextmanager
-def lengths_are_sizes() -> Iterator[None]:
+def lengths_are_sizes(module: nn.Module) -> Iterator[None]:
     """Let ``len`` of a traced tensor be its first size as it is: Python would make a number of it, which fixes it.
 
-    For all else, and for a tensor that is not traced, ``len`` gives what it always gives.
+    So it is in the files of the module's own classes, while the block runs. For all else, and for a tensor that is not
+    traced, it gives what it always gives.
     """
-    length = builtins.len
-
-    def length_or_size(of: Any, /) -> Any:
-        return of.shape[0] if isinstance(of, Tensor) and of.ndim else length(of)
-
-    builtins.len = length_or_size
+    classes = {kind for part in module.modules() for kind in type(part).__mro__}
+    files = [vars(sys.modules[name]) for name in {kind.__module__ for kind in classes} if _is_users(name)]
+    changed = [names for names in files if "len" not in names]
+    for names in changed:
+        names["len"] = _length_or_size
     try:
         yield
     finally:
-        builtins.len = length
+        for names in changed:
+            names.pop("len", None)
+
+
+def _length_or_size(of: Any, /) -> Any:
+    return of.shape[0] if isinstance(of, Tensor) and of.ndim else len(of)
+
+
+def _is_users(name: str) -> bool:
+    """Whether a Python module is none of Python's, torch's or ours."""
+    return name in sys.modules and name.partition(".")[0] not in {"builtins", "torch", "repconv_cli"}
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def trace(
     where torch cannot make a graph of it.
     """
     kwargs = kwargs or {}
-    with in_eval_mode(module), torch.no_grad(), quiet(), lengths_are_sizes():
+    with in_eval_mode(module), torch.no_grad(), quiet(), lengths_are_sizes(module):
         exported = export(module, args, kwargs, may_vary)
         program = _to_program(exported)
         if (call := Call.of(args, kwargs)) is None:
