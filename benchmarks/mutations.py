@@ -2,7 +2,8 @@
 
 Each damaged file goes to a forked child, with ten seconds of work for each command, and its memory measured. A file
 must be refused in one line, or read as if it were whole, or fused and verified; everything else is printed with its
-seed, and the exit code is 1. The same seeds give the same files.
+seed, kept in ``benchmarks/.records``, and the exit code is 1. The same seeds give the same files, but of those that
+torch writes by their old format: they hold addresses of memory.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Row:
         return f"| `{self.name}` | {total} | {fates} | {len(self.wrong)} | {self.seconds:.1f} | {self.megabytes:.0f} |"
 
 
+KEPT = Path(__file__).resolve().parent / ".records"
 HEADER = """\
 | file | damaged | refused | read as whole | fused, verified | wrong | most s of work | most MB |
 |---|--:|--:|--:|--:|--:|--:|--:|"""
@@ -70,6 +72,8 @@ def run_in_child(victim: Victim, seed: int, folder: Path, row: Row) -> None:
     if wrong:
         row.wrong.append(f"{victim.name} seed {seed} ({kind}): {', '.join(wrong)}\n{found['output'][-500:]}")
         print(row.wrong[-1], flush=True)
+        KEPT.mkdir(exist_ok=True)
+        (KEPT / f"{seed}-{victim.name}").write_bytes(content)
     else:
         row.fates[found["fate"]] += 1
 

@@ -182,10 +182,11 @@ def _add_output(
     tally: _Tally, reference: Tensor, value: Tensor, double: Tensor, double_fused: Tensor, limits: Limits
 ) -> None:
     dtype, tally.has_floats = reference.dtype, True
-    overflowed = ~torch.isfinite(reference) & torch.isfinite(double) & torch.isfinite(value)
+    overflowed = ~torch.isfinite(reference) & torch.isfinite(double)
     if bool(overflowed.any()):
-        # One convolution has no sums between that overflow. What is right there, float64 tells.
+        # One convolution has no sums between that overflow, or has others. What is right there, float64 tells.
         reference = torch.where(overflowed, double.to(dtype), reference)
+        value = torch.where(overflowed & ~torch.isfinite(value), double_fused.to(dtype), value)
         tally.overflowed += int(overflowed.sum())
     difference = (value.double() - reference.double()).abs()
     if not _same_finiteness(reference, value):

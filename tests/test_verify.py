@@ -471,3 +471,36 @@ def test_a_wrong_answer_fails_also_where_the_original_overflows(tmp_path: Path) 
     found = convert.verify(model, path, options)
     assert found.verification is not None
     assert found.verification.verdict == "fail"
+
+
+class OverflowingBoth(nn.Module):
+    """Two branches that are beyond float32 with opposite signs: no number in float32, where their sum is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = (nn.Conv2d(2, 3, 1, bias=False) for _ in range(2))
+        nn.init.constant_(self.one.weight[0], 3e38)
+        nn.init.constant_(self.other.weight[0], -1e38)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.other(x)
+
+
+def test_what_overflows_in_both_in_another_way_is_told_by_float64(tmp_path: Path) -> None:
+    with torch.no_grad():
+        model = OverflowingBoth().eval()
+        x = 4 * torch.ones(1, 2, 1, 1)
+        assert model(x)[0, 0].isnan()
+    path = tmp_path / "out.safetensors"
+    found = convert.fuse(model, path, Options(input=((2, 2, 4, 4),)))
+    assert found.verification is not None
+    assert found.verification.verdict == "pass"
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        notes = file.metadata()
+    (key,) = (key for key in tensors if key.endswith("weight"))
+    tensors[key][0] *= -1.0
+    write_safetensors(path, tensors, notes, force=True)
+    wrong = convert.verify(model, path, Options(input=((2, 2, 4, 4),)))
+    assert wrong.verification is not None
+    assert wrong.verification.verdict == "fail"
