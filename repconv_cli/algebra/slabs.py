@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 # One megabyte of float64: a slab stays in the caches from its cast to its use.
@@ -16,13 +17,18 @@ def is_large(weight: Tensor) -> bool:
 
 
 def slabs(weight: Tensor, fewest_rows: int = 1) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the places of some output channels after the other, and their weight in float64, not to be written to.
+    """Yield the places of some output channels after the other, and their weight in float64.
 
-    >>> import torch
+    A slab is for one turn of the loop: the next one may be in the same memory. Only where ``weight`` has another type
+    it is a copy, which may be written to.
+
     >>> [(place.start, part.dtype) for place, part in slabs(torch.zeros(3, 1 << 17))]
     [(0, torch.float64), (1, torch.float64), (2, torch.float64)]
     """
-    rows = max(fewest_rows, SLAB_VALUES * len(weight) // max(1, weight.numel()))
+    rows = min(len(weight), max(fewest_rows, SLAB_VALUES * len(weight) // max(1, weight.numel())))
+    # One buffer for all: memory that goes and comes back for each slab costs more than the cast.
+    buffer = None if weight.dtype == torch.float64 else weight.new_empty((rows, *weight.shape[1:]), dtype=torch.float64)
     for start in range(0, len(weight), rows):
         place = slice(start, start + rows)
-        yield place, weight[place].double()
+        part = weight[place]
+        yield place, part if buffer is None else buffer[: len(part)].copy_(part)

@@ -202,7 +202,8 @@ def _run_in_slabs(node: fx.Node, args: tuple[Any, ...], magnitude: Tensor) -> tu
 
     def run(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
         value = layer(args[0], weight, bias, *args[3:])
-        return value, layer(magnitude, weight.abs(), None if bias is None else bias.abs(), *args[3:])
+        # A cast of this layer's alone, and not needed any more.
+        return value, layer(magnitude, weight.abs_(), None if bias is None else bias.abs(), *args[3:])
 
     value, size = run_in_slabs(node, args, run)
     return value, size

@@ -75,7 +75,7 @@ def run_in_slabs(
 ) -> tuple[Tensor, ...]:
     """Return what ``run`` gives for some output channels of a layer after the other, joined.
 
-    ``run`` takes their weight and bias in float64: the whole weight is never there in float64.
+    ``run`` takes their weight, a copy for it alone, and bias in float64: the whole weight is never there in float64.
     """
     _, weight, *others = args
     bias = to_double(others[0]) if others else None
