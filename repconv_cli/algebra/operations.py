@@ -128,9 +128,24 @@ def add_onto(total: Tensor, geometry: Geometry, weight: Tensor, own: Geometry, s
     if not geometry.transposed:
         places = tuple(_place(small, large) for small, large in zip(own.axes, geometry.axes, strict=True))
         total = total[(slice(None), slice(None), *places)]
-    column = None if scale is None else scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    column = _column(scale, weight)
     for place, part in slabs(weight):
         total[place].add_(part if column is None else part * column[place])
+
+
+def scaled(weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Return ``scale * weight`` as a new float64 tensor, with one factor per output channel."""
+    found, column = torch.empty(weight.shape, dtype=torch.float64), _column(scale, weight)
+    for place, part in slabs(weight):
+        if column is None:
+            found[place] = part
+        else:
+            torch.mul(part, column[place], out=found[place])
+    return found
+
+
+def _column(scale: Tensor | None, weight: Tensor) -> Tensor | None:
+    return None if scale is None else scale.reshape(-1, *(1,) * (weight.ndim - 1))
 
 
 def subtract(left: ConvMap, right: ConvMap, sizes: Sizes | None = None) -> ConvMap:

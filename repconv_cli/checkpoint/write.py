@@ -133,7 +133,11 @@ def write_chunks(
         with _sigterm_raises(), _temporary_beside(target) as (temporary, handle):
             digest, size = _write_chunks(handle, chunks, release)
             mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
-            check(temporary, digest)
+            # The disk takes its time, in which the file is read back.
+            with ThreadPoolExecutor(1) as pool:
+                flushed = pool.submit(os.fsync, handle.fileno())
+                check(temporary, digest)
+                flushed.result()
             if not dry_run:
                 # The name may have been taken while the tensors were written.
                 check_output(path, force=force, source=source)
@@ -231,7 +235,6 @@ def _write_chunks(
             del chunk
         _await(under_way)
     handle.flush()
-    os.fsync(handle.fileno())
     return digest.hexdigest(), size
 
 

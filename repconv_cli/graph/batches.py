@@ -67,7 +67,7 @@ def _length_or_size(of: Any, /) -> Any:
 
 def _is_users(name: str) -> bool:
     """Whether a Python module is none of Python's, torch's or ours."""
-    return name in sys.modules and name.partition(".")[0] not in {"builtins", "torch", "repconv_cli"}
+    return name in sys.modules and name.partition(".")[0] not in {*sys.stdlib_module_names, "torch", "repconv_cli"}
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,15 @@ class Call:
         return None if batch is None else cls(batch, args, kwargs)
 
     def of_batch(self, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return (args, kwargs) with ``batch`` samples: the first one, as often as it takes, at no cost of memory."""
-        found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
-            Tensor,
-            lambda leaf: leaf if batch == self.batch else leaf[:1].expand(batch, *leaf.shape[1:]),
-            (self.args, self.kwargs),
-        )
+        """Return (args, kwargs) with ``batch`` samples: the first ones, or where there are less, any numbers.
+
+        A trace reads none of them, and what is not written to takes no memory.
+        """
+
+        def resized(leaf: Tensor) -> Tensor:
+            return leaf[:batch] if batch <= self.batch else leaf.new_empty(batch, *leaf.shape[1:])
+
+        found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(Tensor, resized, (self.args, self.kwargs))
         return found
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repconv_cli.algebra import ConvMap, Geometry
-from repconv_cli.algebra.operations import add_onto
+from repconv_cli.algebra.operations import add_onto, scaled
 
 Stored = tuple[Callable[[], Tensor], Geometry]
 
@@ -127,15 +127,23 @@ def _product(left: Tensor | None, right: Tensor | None) -> Tensor | None:
 
 def _chain(geometry: Geometry, parts: list[tuple[Tensor | None, Recipe]]) -> Recipe:
     """Return the recipe whose tensor each of ``parts`` is added to in turn: no other recipe reads it before."""
+    # A stored kernel on all the taps is what the others are added to; else they are added to zeros.
+    whole = next((entry for entry in parts if entry[1].stored is not None and entry[1].stored[1] == geometry), None)
 
     def start(_: list[ConvMap]) -> ConvMap:
-        zeros = torch.zeros(geometry.weight_shape, dtype=torch.float64)
-        return ConvMap(zeros, torch.zeros(geometry.out_channels, dtype=torch.float64), geometry)
+        weight = torch.zeros(geometry.weight_shape, dtype=torch.float64) if whole is None else _begun(*whole)
+        return ConvMap(weight, torch.zeros(geometry.out_channels, dtype=torch.float64), geometry)
 
     total = Recipe(start)
-    for scale, part in parts:
+    for scale, part in (entry for entry in parts if entry is not whole):
         total = _added(total, scale, part, geometry)
     return total
+
+
+def _begun(scale: Tensor | None, part: Recipe) -> Tensor:
+    assert part.stored is not None
+    stored, _ = part.stored
+    return scaled(stored(), scale)
 
 
 def _added(total: Recipe, scale: Tensor | None, part: Recipe, geometry: Geometry) -> Recipe:
