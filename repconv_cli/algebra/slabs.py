@@ -16,18 +16,21 @@ def is_large(weight: Tensor) -> bool:
     return weight.numel() > 2 * SLAB_VALUES
 
 
-def slabs(weight: Tensor, fewest_rows: int = 1) -> Iterator[tuple[slice, Tensor]]:
+def slabs(weight: Tensor, fewest_rows: int = 1, *, channels_last: bool = False) -> Iterator[tuple[slice, Tensor]]:
     """Yield the places of some output channels after the other, and their weight in float64.
 
-    A slab is for one turn of the loop: the next one may be in the same memory. Only where ``weight`` has another type
-    it is a copy, which may be written to.
+    A slab is for one turn of the loop: the next one may be in the same memory. Where ``weight`` has another type, and
+    with ``channels_last``, which lays out two-dimensional kernels anew, it is a copy, which may be written to.
 
     >>> [(place.start, part.dtype) for place, part in slabs(torch.zeros(3, 1 << 17))]
     [(0, torch.float64), (1, torch.float64), (2, torch.float64)]
     """
     rows = min(len(weight), max(fewest_rows, SLAB_VALUES * len(weight) // max(1, weight.numel())))
-    # One buffer for all: memory that goes and comes back for each slab costs more than the cast.
-    buffer = None if weight.dtype == torch.float64 else weight.new_empty((rows, *weight.shape[1:]), dtype=torch.float64)
+    buffer = None
+    if channels_last or weight.dtype != torch.float64:
+        # One for all: memory that goes and comes back for each slab costs more than the cast.
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        buffer = torch.empty((rows, *weight.shape[1:]), dtype=torch.float64, memory_format=layout)
     for start in range(0, len(weight), rows):
         place = slice(start, start + rows)
         part = weight[place]

@@ -16,7 +16,15 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from repconv_cli.errors import UnprovenError
-from repconv_cli.graph.interpret import Constants, is_large_layer, region_between, run_in_slabs, run_node, to_double
+from repconv_cli.graph.interpret import (
+    Constants,
+    channels_last,
+    is_large_layer,
+    region_between,
+    run_in_slabs,
+    run_node,
+    to_double,
+)
 from repconv_cli.graph.rewrite import Fusion
 from repconv_cli.graph.rules import aten
 
@@ -120,8 +128,8 @@ def _geometries(fusion: Fusion, region: list[fx.Node], constants: Constants) -> 
         return [((*samples, *shape[1:]), constants)]
     axes = term.geometry.axes if term.geometry is not None else ()
     stride = max((axis.stride for axis in axes), default=1)
-    extent = max((axis.extent + max(axis.low, axis.high, 0) for axis in axes), default=1)
-    smallest = extent + stride
+    # A window at one border then sees no other border, and another one lies inside.
+    smallest = max((axis.extent for axis in axes), default=1) + stride
     places = []
     for grown in range(min(stride, _MOST_GEOMETRIES)):
         # Each axis of another size than the next.
@@ -199,9 +207,10 @@ def _run_node(
 def _run_in_slabs(node: fx.Node, args: tuple[Any, ...], magnitude: Tensor) -> tuple[Tensor, Tensor]:
     """Return the value and the magnitude of a large layer, its weight cast once for both."""
     layer: Any = node.target
+    x, magnitude = channels_last(args[0]), channels_last(magnitude)
 
     def run(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-        value = layer(args[0], weight, bias, *args[3:])
+        value = layer(x, weight, bias, *args[3:])
         # A cast of this layer's alone, and not needed any more.
         return value, layer(magnitude, weight.abs_(), None if bias is None else bias.abs(), *args[3:])
 
