@@ -31,7 +31,7 @@ from repconv_cli.verdict import compare, random_inputs
 
 
 def inspect(source: str | Path | nn.Module, options: Options | None = None, progress: Progress | None = None) -> Result:
-    """Return what can be fused in ``source``, what cannot and why. Nothing is computed but the plan.
+    """Return what can be fused in ``source``, what cannot and why: the plan alone, with no kernel computed.
 
     Of weights without an architecture, return what they hold.
     """

@@ -21,6 +21,8 @@ from repconv_cli.checkpoint.wrappers import prefix_notes
 from repconv_cli.errors import InputError, RepconvError, TraceError
 from repconv_cli.exported import module_of
 from repconv_cli.graph.allowance import most_elements, require_inputs_within, require_program_within
+from repconv_cli.graph.batches import is_same_for_one
+from repconv_cli.graph.export import MayVary
 from repconv_cli.graph.inputs import Example, guess_shape
 from repconv_cli.graph.program import InputInfo, Program, ProgramModule
 from repconv_cli.graph.serial import from_json
@@ -210,24 +212,28 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
     else:
         example = own_example(opened.module, options) or _example(opened, options.input, dtype, most)
     require_inputs_within(example.infos, most)
-    program = _traced(opened, example, may_vary)
+    program = _traced(opened, example, may_vary, most)
+    if held is None and not is_same_for_one(program, opened.module, *example.tensors()):
+        program = _traced(opened, example, tuple((False, *(True,) * 7) for _ in example.infos), most)
     is_ours = held is None and example.values is None
     if is_ours and all(shape[0] == 1 for shape in options.input) and _has_fixed_batch(program):
         # Batches of two were a means to keep the batch free; where that fails, one sample is what was asked for.
-        program = _traced(opened, example.of_one_sample(), may_vary)
+        program = _traced(opened, example.of_one_sample(), may_vary, most)
         program = replace(program, notes=(*program.notes, _ONE_SAMPLE_NOTE))
-    require_program_within(program, most)
     return program, is_ours and not options.input
 
 
-def _traced(opened: Opened, example: Example, may_vary: tuple[tuple[bool, ...], ...] | None) -> Program:
+def _traced(opened: Opened, example: Example, may_vary: MayVary, most: int) -> Program:
+    """Return the program, which makes no tensor of more than ``most`` elements: nothing was run so far."""
     args, kwargs = example.tensors()
     try:
-        return trace(opened.module, args, kwargs, may_vary=may_vary)
+        program = trace(opened.module, args, kwargs, may_vary=may_vary)
     except TraceError as error:
         shapes = ", ".join("×".join(map(str, info.example)) for info in example.infos)
         error.at(f"{opened.facts.name} with input {shapes}")
         raise
+    require_program_within(program, most)
+    return program
 
 
 def _has_fixed_batch(program: Program) -> bool:

@@ -21,6 +21,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.kept import in_eval_mode, quiet
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.sizes import Sizes, propagate
 
@@ -111,18 +112,22 @@ def is_same_at(batch: int, free: Program, fixed: Program) -> bool:
     return _Comparison(_Known(free, sizes), _Known(fixed)).run()
 
 
-def is_same_for_one(program: Program, module: nn.Module, call: Call) -> bool:
-    """Whether ``program`` gives for the first sample alone what ``module`` does, as both are run.
+def is_same_for_one(program: Program, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether ``program`` gives for the first sample alone of a call what ``module`` does, as both are run.
 
-    torch takes every size that it frees for more than one, and so says nothing of a batch of one. A module that does
-    not take one gives nothing to compare.
+    torch takes every size that it frees for more than one, and so says nothing of a batch of one. Where the batch is
+    not free, or the module does not take a single sample, there is nothing to compare.
     """
-    args, kwargs = call.of_batch(1)
-    try:
-        expected = _tensors(module(*args, **kwargs))
-    except Exception:  # noqa: BLE001 - the user's forward may raise anything
+    call = Call.of(args, kwargs)
+    if call is None or all(info.shape[0] is not None for info in program.inputs):
         return True
-    found = _tensors(ProgramModule(program)(*args, **kwargs))
+    args, kwargs = call.of_batch(1)
+    with in_eval_mode(module), torch.no_grad(), quiet():
+        try:
+            expected = _tensors(module(*args, **kwargs))
+        except Exception:  # noqa: BLE001 - the user's forward may raise anything
+            return True
+        found = _tensors(ProgramModule(program)(*args, **kwargs))
     return len(found) == len(expected) and all(map(_is_alike, found, expected))
 
 

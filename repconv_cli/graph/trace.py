@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repconv_cli.errors import TraceError
-from repconv_cli.graph.batches import MOST_SAMPLES, MOST_SPECIAL, Call, is_same_at, is_same_for_one, lengths_are_sizes
+from repconv_cli.graph.batches import MOST_SAMPLES, MOST_SPECIAL, Call, is_same_at, lengths_are_sizes
 from repconv_cli.graph.export import Exported, MayVary, export, export_fixed, export_usual
 from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_write, memory_of
 from repconv_cli.graph.guards import Bounds
@@ -60,13 +60,9 @@ def trace(
     with in_eval_mode(module), torch.no_grad(), quiet(), lengths_are_sizes(module):
         exported = export(module, args, kwargs, may_vary)
         program = _to_program(exported)
-        if (call := Call.of(args, kwargs)) is None:
+        if not exported.special or (call := Call.of(args, kwargs)) is None:
             return program
-        if exported.special:
-            program = _of_any_batch(exported.special, module, call, may_vary) or program
-        if any(info.shape[0] is None for info in program.inputs) and not is_same_for_one(program, module, call):
-            return _to_program(export_fixed(module, args, kwargs))
-        return program
+        return _of_any_batch(exported.special, module, call, may_vary) or program
 
 
 def _of_any_batch(special: frozenset[int], module: nn.Module, call: Call, may_vary: MayVary) -> Program | None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from repconv_cli.convert import inspect
 from repconv_cli.graph.batches import lengths_are_sizes
 from repconv_cli.graph.program import ProgramModule
 from repconv_cli.graph.trace import trace
+from repconv_cli.options import Options
 from tests.graph.models import conv, randomised
 from tests.graph.proof import noise
 
@@ -143,16 +145,19 @@ def test_several_special_batches(batch: int) -> None:
 )
 def test_another_graph_at_one_sample_keeps_it_fixed(other: Callable[[Tensor], Tensor]) -> None:
     """torch takes a size that it frees for more than one, and says nothing of one."""
-    module = randomised(Special(torch.relu, other, 1)).float()
-    assert not is_free(module)
-    assert is_free(randomised(Special(torch.relu, torch.relu, 1)).float())
+    special, plain = (randomised(Special(torch.relu, one, 1)).float() for one in (other, torch.relu))
+    for batch in (1, 2, 5):
+        asked = Options(input=((batch, 3, 6, 6),))
+        assert inspect(special, asked).input.shapes[0][0] == batch
+        assert inspect(plain, asked).input.shapes[0][0] is None
 
 
 def test_what_takes_no_single_sample_is_free() -> None:
     def fail(y: Tensor) -> Tensor:
         raise ValueError("needs two samples")
 
-    assert is_free(randomised(Special(torch.relu, fail, 1)).float())
+    module = randomised(Special(torch.relu, fail, 1)).float()
+    assert inspect(module, Options(input=((2, 3, 6, 6),))).input.shapes[0][0] is None
 
 
 def test_numbers_of_the_batch_are_compared_at_the_batch() -> None:
