@@ -22,10 +22,17 @@ LAYERS = {
 }
 
 
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    found: torch.dtype = request.param
+    return found
+
+
 @pytest.fixture(params=LAYERS)
-def program(request: pytest.FixtureRequest) -> Program:
+def program(request: pytest.FixtureRequest, dtype: torch.dtype) -> Program:
     module, shape = LAYERS[request.param]
-    return trace(nn.Sequential(module, nn.ReLU()).eval(), noise(shape))
+    inputs = tuple(x.to(dtype) for x in noise(shape))
+    return trace(nn.Sequential(module, nn.ReLU()).to(dtype).eval(), inputs)
 
 
 def outputs(program: Program) -> Tensor:
