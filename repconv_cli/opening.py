@@ -213,13 +213,14 @@ def trace_source(opened: Opened, options: Options) -> tuple[Program, bool]:
         example = own_example(opened.module, options) or _example(opened, options.input, dtype, most)
     require_inputs_within(example.infos, most)
     program = _traced(opened, example, may_vary, most)
-    if held is None and not is_same_for_one(program, opened.module, *example.tensors()):
-        program = _traced(opened, example, tuple((False, *(True,) * 7) for _ in example.infos), most)
+    tells_one = held is None and not is_same_for_one(program, opened.module, *example.tensors())
     is_ours = held is None and example.values is None
-    if is_ours and all(shape[0] == 1 for shape in options.input) and _has_fixed_batch(program):
+    if is_ours and all(shape[0] == 1 for shape in options.input) and (tells_one or _has_fixed_batch(program)):
         # Batches of two were a means to keep the batch free; where that fails, one sample is what was asked for.
         program = _traced(opened, example.of_one_sample(), may_vary, most)
         program = replace(program, notes=(*program.notes, _ONE_SAMPLE_NOTE))
+    elif tells_one:
+        program = _traced(opened, example, tuple((False, *(True,) * 7) for _ in example.infos), most)
     return program, is_ours and not options.input
 
 

@@ -22,6 +22,7 @@ from repconv_cli.graph.guards import Bounds, Conditions, conditions
 from repconv_cli.graph.kept import in_eval_mode
 
 _MOST_SECONDS = 60
+_TIED = "found conditions on them"
 
 
 MayVary = tuple[tuple[bool, ...], ...] | None
@@ -53,7 +54,7 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may
             needed = _conditions(exported) if free else Conditions()
             if not needed.tied:
                 return Exported(_functional(exported), needed.bounds, _size_notes(free, found), special)
-            found.append("found conditions on them")
+            found.append(_TIED)
             special = needed.special_batches()
         except _OverdueError:
             found.append(f"did not end within {_MOST_SECONDS} s while they were free")
@@ -79,7 +80,7 @@ def export_usual(
     needed = _conditions(exported)
     if not needed.is_free_but_for_batches():
         return None
-    notes = _size_notes(("batch",), ["found conditions on them"])
+    notes = _size_notes(("batch",), [_TIED])
     return Exported(_functional(exported), needed.bounds, notes, needed.special_batches())
 
 

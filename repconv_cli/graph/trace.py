@@ -62,18 +62,26 @@ def trace(
         program = _to_program(exported)
         if not exported.special or (call := Call.of(args, kwargs)) is None:
             return program
-        return _of_any_batch(exported.special, module, call, may_vary) or program
+        return _of_any_batch(program, exported.special, module, call, may_vary) or program
 
 
-def _of_any_batch(special: frozenset[int], module: nn.Module, call: Call, may_vary: MayVary) -> Program | None:
-    """Return the program for any batch, traced at one that is not ``special``; None where that is not proven."""
+def _of_any_batch(
+    own: Program, special: frozenset[int], module: nn.Module, call: Call, may_vary: MayVary
+) -> Program | None:
+    """Return the program for any batch, traced at one that is not ``special``; None where that is not proven.
+
+    ``own`` is the program at the call's own batch.
+    """
     usual = next(batch for batch in itertools.count(call.batch) if batch not in special)
     found = export_usual(module, *call.of_batch(usual), may_vary)
     if found is None or len(found.special) > MOST_SPECIAL or max(found.special, default=0) > MOST_SAMPLES:
         return None
     program = _to_program(found)
-    there = ((batch, _to_program(export_fixed(module, *call.of_batch(batch)))) for batch in sorted(found.special))
-    return program if all(is_same_at(batch, program, fixed) for batch, fixed in there) else None
+
+    def at(batch: int) -> Program:
+        return own if batch == call.batch else _to_program(export_fixed(module, *call.of_batch(batch)))
+
+    return program if all(is_same_at(batch, program, at(batch)) for batch in sorted(found.special)) else None
 
 
 def _to_program(found: Exported) -> Program:
