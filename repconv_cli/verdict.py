@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from repconv_cli.graph.choices import count_choices, run_choosing
 from repconv_cli.graph.interpret import run_program, running
-from repconv_cli.graph.program import InputInfo, Program
+from repconv_cli.graph.program import InputInfo, Program, tensors_in
 from repconv_cli.options import Limits
 from repconv_cli.results import Verification
 
@@ -133,12 +132,12 @@ def _runs(
 ) -> Outputs:
     args, kwargs = _call(original, leaves)
     with running("the model"):
-        expected = _tensors(original_model(*args, **kwargs))
+        expected = tensors_in(original_model(*args, **kwargs))
     return Outputs(
         expected,
-        _tensors(fused_model(*args, **kwargs)),
-        _tensors(run_program(original, leaves)[0]),
-        _tensors(run_program(fused, leaves)[0]),
+        tensors_in(fused_model(*args, **kwargs)),
+        tensors_in(run_program(original, leaves)[0]),
+        tensors_in(run_program(fused, leaves)[0]),
     )
 
 
@@ -159,10 +158,6 @@ def _runs_choosing(
 def _call(program: Program, leaves: tuple[Tensor, ...]) -> tuple[Any, Any]:
     remaining = iter(leaves)
     return program.arguments.unflatten(remaining), program.keywords.unflatten(remaining)
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _add_sample(tally: _Tally, runs: Outputs, limits: Limits) -> None:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from repconv_cli.graph.interpret import Constants
 from repconv_cli.graph.kept import in_eval_mode, quiet
-from repconv_cli.graph.program import Program, ProgramModule
+from repconv_cli.graph.program import Program, ProgramModule, tensors_in
 from repconv_cli.graph.sizes import Sizes, propagate
 
 aten = torch.ops.aten
@@ -82,8 +82,7 @@ class Call:
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Return the call; None if its tensors do not have the first size in common."""
-        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        batches = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+        batches = {leaf.shape[0] if leaf.ndim else None for leaf in tensors_in((args, kwargs))}
         batch = batches.pop() if len(batches) == 1 else None
         return None if batch is None else cls(batch, args, kwargs)
 
@@ -124,15 +123,11 @@ def is_same_for_one(program: Program, module: nn.Module, args: tuple[Any, ...], 
     args, kwargs = call.of_batch(1)
     with in_eval_mode(module), torch.no_grad(), quiet():
         try:
-            expected = _tensors(module(*args, **kwargs))
+            expected = tensors_in(module(*args, **kwargs))
         except Exception:  # noqa: BLE001 - the user's forward may raise anything
             return True
-        found = _tensors(ProgramModule(program)(*args, **kwargs))
+        found = tensors_in(ProgramModule(program)(*args, **kwargs))
     return len(found) == len(expected) and all(map(_is_alike, found, expected))
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _is_alike(one: Tensor, other: Tensor) -> bool:

@@ -149,6 +149,11 @@ class Program:
         return max(counts, key=lambda d: counts[d]) if counts else torch.float32
 
 
+def tensors_in(nested: Any) -> list[Tensor]:
+    """Return the tensors in a call or in outputs, in order, however they nest."""
+    return [leaf for leaf in pytree.tree_leaves(nested) if isinstance(leaf, Tensor)]
+
+
 def is_computation(node: fx.Node) -> bool:
     """Whether ``node`` counts as an operation: not a pick from a tuple, and not arithmetic on sizes."""
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and not is_size(node)

@@ -10,11 +10,11 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from repconv_cli.errors import InputError
 from repconv_cli.graph.kept import in_eval_mode, quiet
+from repconv_cli.graph.program import tensors_in
 from repconv_cli.onnx.exporter import to_onnx
 from repconv_cli.results import RuntimeFacts
 from repconv_cli.timing.memory import peak_bytes
@@ -45,7 +45,7 @@ def _onnxruntime(module: nn.Module, call: Call, threads: int) -> Run:
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(as_onnx(module, call), options, ["CPUExecutionProvider"])
     names = [info.name for info in session.get_inputs()]
-    feed = dict(zip(names, (leaf.numpy() for leaf in _tensors(call)), strict=True))
+    feed = dict(zip(names, (leaf.numpy() for leaf in tensors_in(call)), strict=True))
     return lambda: session.run(None, feed)
 
 
@@ -56,7 +56,7 @@ def _openvino(module: nn.Module, call: Call, threads: int) -> Run:
     model = core.read_model(io.BytesIO(as_onnx(module, call)))
     compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1})
     request = compiled.create_infer_request()
-    feed = dict(enumerate(leaf.numpy() for leaf in _tensors(call)))
+    feed = dict(enumerate(leaf.numpy() for leaf in tensors_in(call)))
     return lambda: request.infer(feed)
 
 
@@ -140,7 +140,3 @@ def as_onnx(module: nn.Module, call: Call) -> bytes:
         exported = torch.export.export(module, args, kwargs, strict=False)
     content: bytes = to_onnx(exported).SerializeToString()
     return content
-
-
-def _tensors(call: Call) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
