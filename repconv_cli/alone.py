@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from repconv_cli.allocation import large_blocks_again
 from repconv_cli.by_family import DeployForm, partial, recognise, totals_alone
 from repconv_cli.checkpoint import write_safetensors
 from repconv_cli.checkpoint.families.find import Found
@@ -20,6 +21,7 @@ from repconv_cli.made import metadata
 from repconv_cli.opening import Opened, WeightsAlone
 from repconv_cli.options import Options
 from repconv_cli.results import InputFacts, OutputFacts, Result, Verification
+from repconv_cli.threads import one_core_left
 
 _NO_INPUT = InputFacts((), (), False)
 
@@ -36,7 +38,7 @@ def fuse_alone(
     verification = partial(found, options.eps)
     figures = {"certificate_limit": LIMIT, "blocks": len(found.blocks)}
     family = found.family.name, eps_alone(found, options.eps)
-    with clock.phase("Fusing"):
+    with clock.phase("Fusing"), one_core_left(), large_blocks_again():
         written = write_safetensors(
             out,
             form.planned,

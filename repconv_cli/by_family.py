@@ -125,8 +125,9 @@ class DeployForm(Mapping[str, Tensor]):
         if self.progress is not None:
             self.progress(f"Proving {block.name}", len(self.folds), len(self.found.blocks))
         with torch.no_grad():
-            fold = self.folder.fold(block)
-            self.unread |= {key: _cast(key, tensor, self._dtype(block)) for key, tensor in fold.tensors.items()}
+            dtype = self._dtype(block)
+            fold = self.folder.fold(block, None if self.keeps_float64 else dtype)
+            self.unread |= {key: _cast(key, tensor, dtype) for key, tensor in fold.tensors.items()}
         self.folds[block.target] = fold if self.keeps_float64 else replace(fold, tensors={})
 
     def _dtype(self, block: FamilyBlock) -> torch.dtype:

@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Folded:
-    """A block and its one convolution: ``tensors`` are its new ones in float64, by their keys in the deploy form.
+    """A block and its one convolution: ``tensors`` are its new ones, by their keys in the deploy form.
 
     ``facts`` and ``certificate`` are None where it was one convolution already, ``picture`` also where none was asked
     for. Nothing here holds the branches.
@@ -43,15 +43,15 @@ class Folder:
     def __init__(self, tensors: Mapping[str, Tensor], eps: Eps, seed: int = 0, *, draw: bool = False) -> None:
         self.tensors, self.eps, self.seed, self.draw = tensors, eps, seed, draw
 
-    def fold(self, block: FamilyBlock) -> Folded:
-        """Return ``block`` as one convolution, proven.
+    def fold(self, block: FamilyBlock, dtype: torch.dtype | None = None) -> Folded:
+        """Return ``block`` as one convolution, proven; its tensors are cast to ``dtype`` last of all.
 
         Raises :class:`InputError` where it is not one.
         """
         rebuilt = rebuild_block(block, self.tensors, self.eps)
         program = program_of(rebuilt.module, rebuilt.example, WRITERS)
         # The block is the whole program: its certificate is the proof, a run of the whole would be the same again.
-        fused = fuse_program(program, (), seed=self.seed)
+        fused = fuse_program(program, (), dtype=dtype, seed=self.seed)
         weight, bias = _only_layer(block, fused)
         tensors = {f"{block.target}.weight": weight}
         if bias is not None:
@@ -102,4 +102,4 @@ def _only_layer(block: FamilyBlock, fused: Fused) -> tuple[Tensor, Tensor | None
     assert isinstance(weight, fx.Node)
     tensors = fused.program.tensors
     found = tensors[str(bias.target)] if isinstance(bias, fx.Node) else None
-    return tensors[str(weight.target)].to(torch.float64), found
+    return tensors[str(weight.target)], found

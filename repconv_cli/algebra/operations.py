@@ -93,10 +93,19 @@ def widen(inner: ConvMap, reads: int, width: int) -> ConvMap:
     return ConvMap(weight, inner.bias, replace(dense.geometry, reads=reads, in_channels=width))
 
 
+def reading(inner: ConvMap, geometry: Geometry) -> ConvMap:
+    """Return the same map reading the input channels of ``geometry``, in as many groups."""
+    return regroup(widen(inner, geometry.reads, geometry.in_channels), geometry.groups)
+
+
+def reads_alike(left: Geometry, right: Geometry) -> bool:
+    """Whether both read the same input channels, in as many groups."""
+    return (left.reads, left.in_channels, left.groups) == (right.reads, right.in_channels, right.groups)
+
+
 def _onto(inner: ConvMap, geometry: Geometry) -> ConvMap:
     """Return ``inner`` written on the taps, channels and groups of ``geometry`` (its own outputs)."""
-    wide = widen(inner, geometry.reads, geometry.in_channels)
-    grouped = regroup(wide, geometry.groups)
+    grouped = reading(inner, geometry)
     placed = grouped if geometry.transposed else embed(grouped, geometry.axes)
     return ConvMap(placed.weight, placed.bias, replace(geometry, out_channels=inner.geometry.out_channels))
 
@@ -121,9 +130,10 @@ def add_onto(total: Tensor, geometry: Geometry, weight: Tensor, own: Geometry, s
     ``weight`` is a kernel of ``own`` in any floating type. Row by row of the output channels, so that neither its
     float64 copy nor its scaled one is ever there as a whole.
     """
-    if (own.reads, own.in_channels, own.groups) != (geometry.reads, geometry.in_channels, geometry.groups):
-        whole = ConvMap(weight.double(), weight.new_zeros(own.out_channels, dtype=torch.float64), own)
-        placed = regroup(widen(whole, geometry.reads, geometry.in_channels), geometry.groups)
+    if not reads_alike(own, geometry):
+        placed = reading(
+            ConvMap(weight.double(), weight.new_zeros(own.out_channels, dtype=torch.float64), own), geometry
+        )
         weight, own = placed.weight, placed.geometry
     if not geometry.transposed:
         places = tuple(_place(small, large) for small, large in zip(own.axes, geometry.axes, strict=True))

@@ -9,6 +9,7 @@ import signal
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -218,29 +219,31 @@ def _write_chunks(
 ) -> tuple[str, int]:
     """Write ``chunks``, each hashed and written while the next is made; return the digest and the bytes written."""
     digest, size, unreleased = hashlib.sha256(), 0, 0
-    with ThreadPoolExecutor(2) as pool:
-        under_way: list[Future[object]] = []
+    # One thread each, so that the pieces stay in order.
+    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as writing:
+        under_way: deque[Future[object]] = deque()
         for chunk in chunks:
+            # Nothing but the writing holds a chunk while the next one is made; two would be one too many.
+            _await(under_way)
             for start in range(0, len(chunk), _PIECE_BYTES):
                 piece = chunk[start : start + _PIECE_BYTES]
-                _await(under_way)
-                under_way = [pool.submit(digest.update, piece), pool.submit(handle.write, piece)]
+                _await(under_way, leave=2)
+                under_way += [hashing.submit(digest.update, piece), writing.submit(handle.write, piece)]
                 unreleased += len(piece)
                 del piece
                 if release is not None and unreleased >= _PIECE_BYTES:
                     release()
                     unreleased = 0
             size += len(chunk)
-            # Nothing but the writing holds it while the next one is made.
             del chunk
         _await(under_way)
     handle.flush()
     return digest.hexdigest(), size
 
 
-def _await(under_way: list[Future[object]]) -> None:
-    for future in under_way:
-        future.result()
+def _await(under_way: deque[Future[object]], leave: int = 0) -> None:
+    while len(under_way) > leave:
+        under_way.popleft().result()
 
 
 def _flush_folder(folder: Path) -> None:

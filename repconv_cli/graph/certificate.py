@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from repconv_cli.algebra.slabs import Weight
 from repconv_cli.errors import UnprovenError
 from repconv_cli.graph.interpret import (
     Constants,
@@ -48,7 +49,7 @@ class Certificate:
 
 
 def certify(
-    fusion: Fusion, constants: Constants, seed: int = 0, tensors: Callable[[], dict[str, Tensor]] | None = None
+    fusion: Fusion, constants: Constants, seed: int = 0, tensors: Callable[[], dict[str, Weight]] | None = None
 ) -> Certificate:
     """Return the certificate of ``fusion``; ``tensors`` gives its float64 tensors.
 
@@ -261,7 +262,7 @@ def _norm_magnitude(
     return magnitude
 
 
-def _as_callable(fusion: Fusion, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+def _as_callable(fusion: Fusion, tensors: dict[str, Weight]) -> Callable[[Tensor], Tensor]:
     """Return the emitted operator alone, on float64 tensors, as it stands in the new graph."""
     graph = fx.Graph()
     result = fusion.emit(graph, graph.placeholder("x"))

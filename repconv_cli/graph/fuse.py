@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repconv_cli.algebra.slabs import LazyWeight, Weight
 from repconv_cli.errors import InputError, UnprovenError
 from repconv_cli.finite import is_finite
 from repconv_cli.graph.certificate import Certificate, certify
@@ -56,18 +57,24 @@ class _Workshop:
         self.owners = {key: fusion for fusion in fusions for key in fusion.keys}
         self.lifted = {lifted.key: lifted.node for lifted in plan.lifted}
         self.certificates: dict[str, Certificate] = {}
-        self.unread: dict[str, Tensor] = {}
+        self.unread: dict[str, Weight] = {}
         self.tensors: dict[str, Tensor] = {}
 
     def prove(self, fusion: Fusion) -> None:
         """Compute and certify one block."""
-        made: dict[str, Tensor] = {}
+        made: dict[str, Weight] = {}
+        cast: dict[str, Tensor] = {}
         constants = self.plan.analysis.constants
 
-        def make() -> dict[str, Tensor]:
+        def make() -> dict[str, Weight]:
             constants.forget()
             made.update(fusion.tensors())
-            return made
+            proven = dict(made)
+            for key, tensor in made.items():
+                if isinstance(tensor, LazyWeight):
+                    # The proof reads all of it.
+                    proven[key], cast[key] = tensor.casting(self.dtype or tensor.dtype)
+            return proven
 
         try:
             self.certificates[fusion.block.node.name] = certify(fusion, constants, self.seed, make)
@@ -75,11 +82,13 @@ class _Workshop:
             raise _BlockUnprovenError(fusion.block, failure.found) from failure
         constants.forget()
         self.unread.update(made)
-        for key, tensor in made.items():
-            cast = self.tensors[key] = tensor.to(self.dtype) if self.dtype else tensor
-            # What was not cast is finite: it has its certificate.
-            if self.dtype and not is_finite(cast):
-                raise _BlockUnprovenError(fusion.block, f"{key} has values that {_name(cast.dtype)} cannot hold")
+        cast |= {
+            key: tensor.to(self.dtype or tensor.dtype) for key, tensor in made.items() if isinstance(tensor, Tensor)
+        }
+        self.tensors |= cast
+        for key, tensor in cast.items():
+            if not is_finite(tensor):
+                raise _BlockUnprovenError(fusion.block, f"{key} has values that {_name(tensor.dtype)} cannot hold")
 
     def constant(self, key: str) -> Tensor:
         """Return a constant that is stored from now on."""
@@ -91,7 +100,7 @@ class _Workshop:
         self.tensors[key] = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
         return value
 
-    def tensor(self, key: str) -> Tensor:
+    def tensor(self, key: str) -> Weight:
         """Return a tensor of the fused graph, in float64 if it is new; a new one is given once."""
         if key in self.lifted:
             return self.constant(key)
@@ -181,7 +190,7 @@ def _execute(
     fused = rewrite(plan, fusions)
     workshop = _Workshop(plan, fusions, dtype, seed)
 
-    def tensor(key: str) -> Tensor:
+    def tensor(key: str) -> Weight:
         if progress is not None and key in workshop.owners:
             progress(f"Proving {workshop.owners[key].block.name}", len(workshop.certificates), len(fusions))
         return workshop.tensor(key)

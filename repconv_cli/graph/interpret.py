@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from repconv_cli.algebra.slabs import is_large, slabs
+from repconv_cli.algebra.slabs import LazyWeight, Weight, is_large, slabs
 from repconv_cli.errors import NotRunnableError
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.sizes import Sizes, other_sizes
@@ -70,6 +70,8 @@ def is_large_layer(node: fx.Node, args: tuple[Any, ...]) -> bool:
     if node.target not in _LAYERS or node.kwargs:
         return False
     weight, groups = args[1], args[6] if len(args) > 6 else 1
+    if isinstance(weight, LazyWeight):
+        return True
     return groups == 1 and is_large(weight) and (weight.ndim == 4 or weight.dtype != torch.float64)
 
 
@@ -203,7 +205,7 @@ def run_program(
 def run_side_by_side(
     program: Program,
     inputs: Iterable[Iterable[Tensor]],
-    tensor_of: Callable[[str], Tensor],
+    tensor_of: Callable[[str], Weight],
     kept: dict[fx.Node, Any] | None = None,
 ) -> list[list[Any]]:
     """Return the outputs of the whole graph in float64 for each of ``inputs``, every tensor asked for once.
@@ -260,7 +262,7 @@ def walk(
     raise AssertionError("a graph ends in an output node")
 
 
-def _repeated(tensor: Tensor, count: int) -> list[Any]:
+def _repeated(tensor: Weight, count: int) -> list[Any]:
     """Return a tensor once for each sample, in float64; what is large is cast where it is used."""
     return [tensor if is_large(tensor) else to_double(tensor)] * count if count else []
 

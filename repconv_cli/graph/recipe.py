@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from repconv_cli.algebra import ConvMap, Geometry
-from repconv_cli.algebra.operations import add_onto, scaled
+from repconv_cli.algebra.operations import add_onto, reading, reads_alike, scaled
+from repconv_cli.algebra.slabs import LazyWeight, is_large
 
 Stored = tuple[Callable[[], Tensor], Geometry]
 
@@ -40,6 +42,10 @@ class Sum:
         return tuple(part for _, part in self.parts)
 
 
+Scaled = tuple[Tensor | None, Recipe | Sum]
+"""A kernel and its factors, one per output channel (None: 1)."""
+
+
 def compute(kernel: Recipe | Sum) -> ConvMap:
     """Return the kernel as a map without bias.
 
@@ -60,6 +66,38 @@ def compute(kernel: Recipe | Sum) -> ConvMap:
         done[id(recipe)] = recipe.make(maps)
         del maps
     return done[id(root)]
+
+
+def compute_lazily(kernel: Sum) -> tuple[LazyWeight, Tensor] | None:
+    """Return the weight of a large kernel, computed where it is read, and its bias; None where it has to be made whole.
+
+    It can be a stored kernel and what is added to it, unless that has to be computed from others. The bits are those
+    that :func:`compute` gives: no output channel depends on another.
+    """
+    geometry = kernel.geometry
+    if geometry.groups > 1 or not is_large(torch.Size(geometry.weight_shape)):
+        return None
+    whole, others = _with_whole_first(geometry, _parts(kernel, _absorbed(_in_order(kernel))))
+    if whole is None or any(part.inputs for _, part in others):
+        return None
+    bias = torch.zeros(geometry.out_channels, dtype=torch.float64)
+    added: list[tuple[Tensor | None, Callable[[], Tensor], Geometry]] = []
+    for scale, part in others:
+        assert isinstance(part, Recipe)
+        if part.stored is not None and reads_alike(part.stored[1], geometry):
+            added.append((scale, *part.stored))
+            continue
+        made = reading(part.make([]), geometry)
+        added.append((scale, partial(getattr, made, "weight"), made.geometry))
+        bias = bias + (made.bias if scale is None else made.bias * scale)
+
+    def rows(place: slice) -> Tensor:
+        total = _begun(whole, place)
+        for scale, weight, own in added:
+            add_onto(total, geometry, weight()[place], own, _of(scale, place))
+        return total
+
+    return LazyWeight(geometry.weight_shape, rows), bias
 
 
 def _in_order(root: Recipe | Sum) -> list[Recipe | Sum]:
@@ -88,14 +126,7 @@ def _chained(root: Recipe | Sum) -> Recipe:
     A sum that another sum alone reads is part of that one.
     """
     order = _in_order(root)
-    readers = _readers(order)
-    absorbed = {
-        id(part)
-        for recipe in order
-        if isinstance(recipe, Sum)
-        for part in recipe.inputs
-        if isinstance(part, Sum) and readers[id(part)] == 1
-    }
+    absorbed = _absorbed(order)
     chained: dict[int, Recipe] = {}
     for recipe in order:
         if isinstance(recipe, Recipe):
@@ -108,10 +139,22 @@ def _chained(root: Recipe | Sum) -> Recipe:
     return chained[id(root)]
 
 
-def _parts(total: Sum, absorbed: set[int]) -> list[tuple[Tensor | None, Recipe | Sum]]:
+def _absorbed(order: list[Recipe | Sum]) -> set[int]:
+    """Return which sums are read by another sum alone."""
+    readers = _readers(order)
+    return {
+        id(part)
+        for recipe in order
+        if isinstance(recipe, Sum)
+        for part in recipe.inputs
+        if isinstance(part, Sum) and readers[id(part)] == 1
+    }
+
+
+def _parts(total: Sum, absorbed: set[int]) -> list[Scaled]:
     """Return the parts of ``total`` and of the sums inside it, in order, with the product of their factors."""
-    found: list[tuple[Tensor | None, Recipe | Sum]] = []
-    stack: list[tuple[Tensor | None, Recipe | Sum]] = [*reversed(total.parts)]
+    found: list[Scaled] = []
+    stack: list[Scaled] = [*reversed(total.parts)]
     while stack:
         scale, part = stack.pop()
         if isinstance(part, Sum) and id(part) in absorbed:
@@ -125,25 +168,40 @@ def _product(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     return left if right is None else right if left is None else left * right
 
 
-def _chain(geometry: Geometry, parts: list[tuple[Tensor | None, Recipe]]) -> Recipe:
+def _with_whole_first(geometry: Geometry, parts: list[Scaled]) -> tuple[Scaled | None, list[Scaled]]:
+    """Return the first stored kernel that is on all the taps, which the others can be added to, and those."""
+    for index, entry in enumerate(parts):
+        part = entry[1]
+        if isinstance(part, Recipe) and part.stored is not None and part.stored[1] == geometry:
+            return entry, parts[:index] + parts[index + 1 :]
+    return None, parts
+
+
+def _chain(geometry: Geometry, parts: list[Scaled]) -> Recipe:
     """Return the recipe whose tensor each of ``parts`` is added to in turn: no other recipe reads it before."""
-    # A stored kernel on all the taps is what the others are added to; else they are added to zeros.
-    whole = next((entry for entry in parts if entry[1].stored is not None and entry[1].stored[1] == geometry), None)
+    whole, others = _with_whole_first(geometry, parts)
 
     def start(_: list[ConvMap]) -> ConvMap:
-        weight = torch.zeros(geometry.weight_shape, dtype=torch.float64) if whole is None else _begun(*whole)
+        weight = torch.zeros(geometry.weight_shape, dtype=torch.float64) if whole is None else _begun(whole)
         return ConvMap(weight, torch.zeros(geometry.out_channels, dtype=torch.float64), geometry)
 
     total = Recipe(start)
-    for scale, part in (entry for entry in parts if entry is not whole):
+    for scale, part in others:
+        assert isinstance(part, Recipe)
         total = _added(total, scale, part, geometry)
     return total
 
 
-def _begun(scale: Tensor | None, part: Recipe) -> Tensor:
+def _begun(whole: Scaled, place: slice = slice(None)) -> Tensor:
+    scale, part = whole
+    assert isinstance(part, Recipe)
     assert part.stored is not None
     stored, _ = part.stored
-    return scaled(stored(), scale)
+    return scaled(stored()[place], _of(scale, place))
+
+
+def _of(scale: Tensor | None, place: slice) -> Tensor | None:
+    return None if scale is None else scale[place]
 
 
 def _added(total: Recipe, scale: Tensor | None, part: Recipe, geometry: Geometry) -> Recipe:

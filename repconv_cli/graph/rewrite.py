@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx
 
 from repconv_cli.algebra import ConvMap, Geometry, regroup, widen
 from repconv_cli.algebra.convmap import transposed_weight
+from repconv_cli.algebra.slabs import Weight
 from repconv_cli.errors import UnprovenError
 from repconv_cli.graph.arrange import moves
 from repconv_cli.graph.plan import Block, Plan
 from repconv_cli.graph.program import Program, is_computation
-from repconv_cli.graph.recipe import compute
+from repconv_cli.graph.recipe import Sum, compute, compute_lazily
 from repconv_cli.graph.rules import aten
 from repconv_cli.graph.unroll import Unrolled
 from repconv_cli.graph.written import (
@@ -37,15 +39,16 @@ Emit = Callable[[fx.Graph, fx.Node], fx.Node]
 class Fusion:
     """A block as written into the new graph: its operators, the keys of its tensors, and how to compute these.
 
-    ``compute`` returns float64 tensors in the order of ``keys``; it costs as much as the block is large.
+    ``compute`` returns float64 tensors in the order of ``keys``; it costs as much as the block is large, but for a
+    weight that is lazy.
     """
 
     block: Block
     emit: Emit
     keys: tuple[str, ...] = ()
-    compute: Callable[[], tuple[Tensor, ...]] = tuple
+    compute: Callable[[], tuple[Weight, ...]] = tuple
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Weight]:
         """Return the new tensors by key, computed in float64."""
         return dict(zip(self.keys, self.compute(), strict=True))
 
@@ -106,9 +109,25 @@ def _kernel(block: Block) -> tuple[ConvMap, Tensor]:
     kernel = regroup(widen(kernel, 0, geometry.in_channels), geometry.groups)
     if kernel.geometry != geometry:
         raise UnprovenError(f"block {block.name}: planned {geometry}, computed {kernel.geometry}")
-    if term.offset.ndim > 1:
+    return kernel, _bias(block, kernel.bias)
+
+
+def _bias(block: Block, bias: Tensor) -> Tensor:
+    offset = block.choice.candidate.term.offset
+    if offset.ndim > 1:
         raise UnprovenError(f"block {block.name}: its constant differs from place to place")
-    return kernel, (term.offset.expand(geometry.out_channels) + kernel.bias).contiguous()
+    return (offset.expand(len(bias)) + bias).contiguous()
+
+
+def _weight_and_bias(block: Block) -> tuple[Weight, Tensor]:
+    """Return what a layer of ``block`` has, float64; a large weight is lazy if it can be."""
+    term, anchor = block.choice.candidate.term, block.choice.candidate.anchor
+    if isinstance(term.recipe, Sum) and term.recipe.geometry == takeable_geometry(term, anchor):
+        lazy = compute_lazily(term.recipe)
+        if lazy is not None:
+            return lazy[0], _bias(block, lazy[1])
+    kernel, bias = _kernel(block)
+    return kernel.weight.contiguous(), bias
 
 
 def _number(block: Block) -> Fusion:
@@ -193,10 +212,6 @@ def _convolution(block: Block, geometry: Geometry) -> Fusion:
     has_mode = geometry.padding_mode != "zeros" and geometry.reads_outside(anchor.sizes(term.axis))
     padding = None if has_mode else symmetric_padding(term, anchor)
 
-    def compute() -> tuple[Tensor, Tensor]:
-        kernel, bias = _kernel(block)
-        return kernel.weight.contiguous(), bias
-
     def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
         weight, bias = (graph.get_attr(key) for key in keys)
         if padding is None and not has_mode and is_torch_same(term):
@@ -205,7 +220,7 @@ def _convolution(block: Block, geometry: Geometry) -> Fusion:
         pads = list(padding) if padding is not None else [0] * len(strides)
         return graph.call_function(operator.default, (source, weight, bias, strides, pads, dilations, geometry.groups))
 
-    return Fusion(block, emit, keys, compute)
+    return Fusion(block, emit, keys, partial(_weight_and_bias, block))
 
 
 def _pad(graph: fx.Graph, x: fx.Node, geometry: Geometry) -> fx.Node:

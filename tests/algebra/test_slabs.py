@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from repconv_cli.algebra.operations import scaled
-from repconv_cli.algebra.slabs import slabs
+from repconv_cli.algebra.slabs import LazyWeight, slabs
 
 TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(7, 5), (7, 5, 3), (7, 5, 3, 2), (3, 4, 2, 2, 2), (1, 5, 3, 3)]
@@ -50,3 +50,14 @@ def test_a_scaled_weight_is_a_new_one(dtype: torch.dtype, shape: tuple[int, ...]
     assert torch.equal(scaled(weight, scale), weight.double() * column)
     scaled(weight).zero_()
     assert torch.equal(weight, before)
+
+
+def test_what_was_not_read_of_a_weight_is_not_taken_for_a_number() -> None:
+    whole = torch.randn(6, 3, dtype=torch.float64)
+    lazy, cast = LazyWeight((6, 3), lambda place: whole[place].clone()).casting(torch.float32)
+    assert bool(cast.isnan().all())
+    assert torch.equal(lazy[1:3], whole[1:3])
+    assert torch.equal(cast[1:3], whole[1:3].float())
+    assert bool(cast[[0, 3, 4, 5]].isnan().all())
+    assert torch.equal(torch.cat([part for _, part in slabs(lazy)]), whole)
+    assert torch.equal(cast, whole.float())

@@ -271,6 +271,44 @@ def test_a_large_layer_run_in_pieces_gives_the_same_proof(
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, None])
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (RepVGG(), (2, 4, 7, 7)),
+        (RepVGG(groups=2), (2, 4, 7, 7)),
+        (nn.Sequential(nn.Conv1d(4, 6, 3, bias=False), nn.BatchNorm1d(6)), (2, 4, 9)),
+        (nn.Sequential(nn.Conv3d(4, 6, 3, stride=2), nn.BatchNorm3d(6)), (2, 4, 5, 7, 5)),
+        (nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), (2, 4)),
+        (nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.BatchNorm2d(6)), (2, 4, 5, 5)),
+    ],
+)
+def test_a_kernel_made_in_pieces_has_the_same_bits(
+    module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = trace(randomised(module), noise(shape))
+    samples = list(random_inputs(program, 2, 0))
+    whole = fuse_program(program, samples, dtype=dtype)
+    _cut_into_pieces(monkeypatch)
+    pieces = fuse_program(program, samples, dtype=dtype)
+    assert len(whole.certificates) == 1
+    assert pieces.certificates[0].error <= LIMIT
+    assert whole.program.tensors.keys() == pieces.program.tensors.keys()
+    for key, tensor in whole.program.tensors.items():
+        assert torch.equal(tensor, pieces.program.tensors[key])
+        assert tensor.dtype == pieces.program.tensors[key].dtype
+
+
+def test_what_the_type_cannot_hold_is_no_block_in_pieces_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = randomised(RepVGG())
+    with torch.no_grad():
+        module.dense[1].weight[2] = 1e9
+    program = trace(module, noise((2, 4, 7, 7)))
+    _cut_into_pieces(monkeypatch)
+    found = fuse_program(program, list(random_inputs(program, 1, 0)), dtype=torch.float16)
+    assert any("weight has values that float16 cannot hold" in refusal.reason for refusal in found.plan.refusals)
+
+
 def test_weights_that_cancel_to_nothing_are_the_files_fault_not_a_bug() -> None:
     module = randomised(nn.Sequential(RepVGG(), nn.ReLU(), conv(4, 4, 3)))
     with torch.no_grad():

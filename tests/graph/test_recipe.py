@@ -11,7 +11,8 @@ from torch import Tensor
 
 from repconv_cli.algebra import ConvMap, Geometry, Kernel, compose, conv_map, fold, identity, merge
 from repconv_cli.algebra.operations import add_onto
-from repconv_cli.graph.recipe import Recipe, Sum, compute
+from repconv_cli.algebra.slabs import slabs
+from repconv_cli.graph.recipe import Recipe, Sum, compute, compute_lazily
 
 CHANNELS = 4
 
@@ -120,3 +121,41 @@ def test_a_stored_kernel_composes_as_its_float64_copy(
         torch.testing.assert_close(found.bias, expected.bias, rtol=1e-13, atol=1e-13)
         x = torch.randn(1, CHANNELS, 9, 9, dtype=torch.float64)
         torch.testing.assert_close(found(x), copy(inner(x)), rtol=1e-12, atol=1e-12)
+
+
+def stored(found: ConvMap, dtype: torch.dtype) -> Recipe:
+    weight = found.weight.to(dtype)
+    return Recipe(lambda _: ConvMap(weight.double(), found.bias, found.geometry), (), (lambda: weight, found.geometry))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("values", [1, 2 * CHANNELS * 25])
+def test_what_is_computed_where_it_is_read_has_the_same_bits(
+    dtype: torch.dtype, values: int, monkeypatch: pytest.MonkeyPatch, geometry: Geometry
+) -> None:
+    monkeypatch.setattr("repconv_cli.algebra.slabs.SLAB_VALUES", 1)
+    large, small, grouped = (stored(m, dtype) for m in (random_map(5), random_map(1), random_map(3, groups=2)))
+    biased = given(ConvMap(random_map(3).weight, factors(), random_map(3).geometry))
+    inner = Sum(geometry, ((factors(), small), (None, given(identity(CHANNELS))), (factors(), grouped)))
+    total = Sum(geometry, ((factors(), inner), (factors(), large), (factors(), biased)))
+    expected, found = compute(total), compute_lazily(total)
+    assert found is not None
+    monkeypatch.setattr("repconv_cli.algebra.slabs.SLAB_VALUES", values)
+    weight, bias = found
+    assert torch.equal(weight[:], expected.weight)
+    assert torch.equal(torch.cat([part.clone() for _, part in slabs(weight)]), expected.weight)
+    assert torch.equal(bias, expected.bias)
+
+
+def test_a_kernel_computed_from_others_is_made_whole(monkeypatch: pytest.MonkeyPatch, geometry: Geometry) -> None:
+    monkeypatch.setattr("repconv_cli.algebra.slabs.SLAB_VALUES", 1)
+    large = stored(random_map(5), torch.float32)
+    composed = Recipe(lambda maps: compose(random_map(1), maps[0]), (large,))
+    assert compute_lazily(Sum(geometry, ((None, large), (None, composed)))) is None
+    assert compute_lazily(Sum(geometry, ((None, composed),))) is None
+    assert compute_lazily(Sum(geometry, ((None, stored(random_map(3), torch.float32)),))) is None
+    assert compute_lazily(Sum(geometry, ((None, large),))) is not None
+
+
+def test_a_small_kernel_is_made_whole(geometry: Geometry) -> None:
+    assert compute_lazily(Sum(geometry, ((None, stored(random_map(5), torch.float32)),))) is None
