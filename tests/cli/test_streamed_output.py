@@ -21,11 +21,11 @@ IN_THE_MIDDLE = """
 import os, resource, signal, sys
 from repconv_cli.folding import Folder
 fold, calls = Folder.fold, []
-def second(self, block):
+def second(self, block, *more):
     calls.append(block)
     if len(calls) == 2:
         {second}
-    return fold(self, block)
+    return fold(self, block, *more)
 Folder.fold = second
 from repconv_cli.cli.main import run
 run()
@@ -74,11 +74,11 @@ def test_a_block_that_fails_its_proof_in_the_middle(weights: Path, out: Path, mo
     proven: list[object] = []
     fold = Folder.fold
 
-    def second_fails(self: Folder, block: object) -> object:
+    def second_fails(self: Folder, block: object, *more: object) -> object:
         proven.append(block)
         if len(proven) == 2:
             raise UnprovenError("one operator differs from its branches")
-        return fold(self, block)  # type: ignore[arg-type]
+        return fold(self, block, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Folder, "fold", second_fails)
     done = run("fuse", weights, out, "--force")
