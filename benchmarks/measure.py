@@ -125,6 +125,7 @@ def _measure_fuse(record: Record, program: Program) -> Fused:
     make_plan(program)
     record.plan_seconds = time.process_time() - start
     inputs = list(proof_inputs(program, seed=0))
+    _load_the_rest()
     suit_model(record.weight_bytes)
     before = _start_peak()
     start = time.process_time()
@@ -138,6 +139,13 @@ def _measure_fuse(record: Record, program: Program) -> Fused:
     record.certificate = max((c.error for c in fused.certificates), default=0.0)
     record.float64_difference = fused.float64_error
     return fused
+
+
+def _load_the_rest() -> None:
+    """Fuse a small net: what torch loads and keeps when it first runs in float64 belongs to no model."""
+    small = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.Linear(512, 8))
+    program = trace(small.eval(), (torch.randn(2, 3, 8, 8),))
+    fuse_program(program, list(proof_inputs(program, seed=0)), dtype=program.dtype())
 
 
 def _start_peak() -> int:

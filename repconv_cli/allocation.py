@@ -5,16 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from math import prod
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy
-    import torch
 
 _M_MMAP_THRESHOLD = -3
 _M_TRIM_THRESHOLD = -1
@@ -22,7 +12,6 @@ _MOST = 8 << 20
 _LEAST = 256 << 10
 _PART = 32
 _chosen: list[bool] = []
-_free: ContextVar[list[numpy.ndarray] | None] = ContextVar("free", default=None)
 
 
 def return_large_blocks() -> bool:
@@ -46,41 +35,6 @@ def suit_model(weight_bytes: int) -> None:
     """
     if any(_chosen):
         _return_blocks_of(min(max(weight_bytes // _PART, _LEAST), _MOST))
-
-
-@contextmanager
-def large_blocks_again() -> Iterator[None]:
-    """Let :func:`empty` use the memory of a large tensor again, once nothing refers to that, until this is left.
-
-    The system clears each page that it gives: for tensors that come and go one after the other, that takes longer than
-    what is done with them.
-    """
-    token = _free.set([])
-    try:
-        yield
-    finally:
-        _free.reset(token)
-
-
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Return an uninitialised tensor, as ``torch.empty`` does, see :func:`large_blocks_again`."""
-    import numpy
-    import torch
-
-    size, free = prod(shape) * dtype.itemsize, _free.get()
-    if free is None or size < _MOST:
-        return torch.empty(shape, dtype=dtype)
-    fitting = next((index for index, block in enumerate(free) if block.nbytes >= size), None)
-    if fitting is None:
-        # Of those that are too small none is kept, so that there are no more than are in use at once.
-        free.clear()
-        block = numpy.empty(size, dtype=numpy.uint8)
-    else:
-        block = free.pop(fitting)
-    lent = block[:size]
-    # The tensor's storage holds this view, and so does whatever else is made of it.
-    weakref.finalize(lent, free.append, block).atexit = False
-    return torch.from_numpy(lent).view(dtype).view(shape)
 
 
 def _return_blocks_of(size: int) -> bool:

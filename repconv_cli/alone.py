@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from repconv_cli.allocation import large_blocks_again
 from repconv_cli.by_family import DeployForm, partial, recognise, totals_alone
 from repconv_cli.checkpoint import write_safetensors
 from repconv_cli.checkpoint.families.find import Found
@@ -18,10 +19,10 @@ from repconv_cli.diagnosis import first_difference_by_key, largest_error, looks_
 from repconv_cli.errors import InputError, RepconvError
 from repconv_cli.graph.certificate import LIMIT
 from repconv_cli.made import metadata
+from repconv_cli.memory import large_blocks_again
 from repconv_cli.opening import Opened, WeightsAlone
 from repconv_cli.options import Options
 from repconv_cli.results import InputFacts, OutputFacts, Result, Verification
-from repconv_cli.threads import one_core_left
 
 _NO_INPUT = InputFacts((), (), False)
 
@@ -38,7 +39,7 @@ def fuse_alone(
     verification = partial(found, options.eps)
     figures = {"certificate_limit": LIMIT, "blocks": len(found.blocks)}
     family = found.family.name, eps_alone(found, options.eps)
-    with clock.phase("Fusing"), one_core_left(), large_blocks_again():
+    with clock.phase("Fusing"), _one_core_left(), large_blocks_again():
         written = write_safetensors(
             out,
             form.planned,
@@ -62,6 +63,20 @@ def fuse_alone(
         drawing=form.drawing() if options.draw else None,
         seconds=clock.seconds,
     )
+
+
+@contextmanager
+def _one_core_left() -> Iterator[None]:
+    """Leave one core to the threads that hash and write, while torch computes what they write next.
+
+    With as many threads as cores, each short step of torch waits for the one whose core is taken.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(max(1, count - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def _made(form: DeployForm, key: str, source: str) -> Tensor:

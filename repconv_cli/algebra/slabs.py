@@ -9,8 +9,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from repconv_cli.allocation import empty
-
 # One megabyte of float64: a slab stays in the caches from its cast to its use.
 SLAB_VALUES = 1 << 17
 
@@ -49,19 +47,19 @@ class LazyWeight:
         """Its rows are contiguous."""
         return self
 
-    def casting(self, dtype: torch.dtype) -> tuple[LazyWeight, Tensor]:
-        """Return the same weight, and the tensor that takes up, cast, what is read of it; the rest of that is NaN.
+    def casting(self, cast: Tensor) -> LazyWeight:
+        """Return the same weight; what is read of it is written to ``cast``, whose other values become NaN.
 
-        So what is read once more needs not be computed once more.
+        So what is wanted in another type needs not be computed once more.
         """
-        cast = empty(self.shape, dtype).fill_(float("nan"))
+        cast.fill_(float("nan"))
 
         def rows(place: slice) -> Tensor:
             part = self.rows(place)
             cast[place] = part
             return part
 
-        return LazyWeight(self.shape, rows), cast
+        return LazyWeight(self.shape, rows)
 
 
 Weight = Tensor | LazyWeight

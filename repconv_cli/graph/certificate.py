@@ -23,6 +23,7 @@ from repconv_cli.graph.interpret import (
     is_large_layer,
     region_between,
     run_in_slabs,
+    run_layer,
     run_node,
     to_double,
 )
@@ -207,13 +208,12 @@ def _run_node(
 
 def _run_in_slabs(node: fx.Node, args: tuple[Any, ...], magnitude: Tensor) -> tuple[Tensor, Tensor]:
     """Return the value and the magnitude of a large layer, its weight cast once for both."""
-    layer: Any = node.target
     x, magnitude = channels_last(args[0]), channels_last(magnitude)
 
     def run(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-        value = layer(x, weight, bias, *args[3:])
+        value = run_layer(node, x, weight, bias, *args[3:])
         # A cast of this layer's alone, and not needed any more.
-        return value, layer(magnitude, weight.abs_(), None if bias is None else bias.abs(), *args[3:])
+        return value, run_layer(node, magnitude, weight.abs_(), None if bias is None else bias.abs(), *args[3:])
 
     value, size = run_in_slabs(node, args, run)
     return value, size

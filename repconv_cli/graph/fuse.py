@@ -17,6 +17,7 @@ from repconv_cli.graph.interpret import run_side_by_side, running
 from repconv_cli.graph.plan import Block, Plan, make_plan
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rewrite import Fusion, fuse_block, rewrite
+from repconv_cli.memory import empty
 
 Planner = Callable[[Mapping[tuple[str, str], str]], tuple[Plan, tuple[Fusion, ...]]]
 """Gives a plan and how to execute it, without the nodes and anchors (by name) that failed their proof."""
@@ -73,7 +74,8 @@ class _Workshop:
             for key, tensor in made.items():
                 if isinstance(tensor, LazyWeight):
                     # The proof reads all of it.
-                    proven[key], cast[key] = tensor.casting(self.dtype or tensor.dtype)
+                    cast[key] = empty(tensor.shape, self.dtype or tensor.dtype)
+                    proven[key] = tensor.casting(cast[key])
             return proven
 
         try:

@@ -21,6 +21,7 @@ _aten = torch.ops.aten
 _LAYERS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.linear.default}
 # Fewer channels at a time would unfold the image once for each few.
 _FEWEST_ROWS = 64
+_UNFOLDED_BYTES = 32 << 20
 Fetch = Callable[[fx.Node], Any]
 Value = TypeVar("Value")
 
@@ -54,12 +55,34 @@ def run_node(node: fx.Node, fetch: Fetch) -> Any:
     fetched: Any = map_arg(node.args, fetch)
     if is_large_layer(node, fetched):
         x = channels_last(to_double(fetched[0]))
-        (value,) = run_in_slabs(node, fetched, lambda weight, bias: (node.target(x, weight, bias, *fetched[3:]),))  # type: ignore[operator]
+        (value,) = run_in_slabs(node, fetched, lambda weight, bias: (run_layer(node, x, weight, bias, *fetched[3:]),))
         return value
     args = fx.node.map_aggregate(fetched, to_double)
     kwargs = fx.node.map_aggregate(map_arg(node.kwargs, fetch), to_double)
     assert callable(node.target)
-    return node.target(*args, **kwargs)
+    return run_layer(node, *args) if node.target in _LAYERS and not kwargs else node.target(*args, **kwargs)
+
+
+def run_layer(node: fx.Node, x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    """Return what a layer gives; a convolution whose image torch would unfold is a sum over some channels at a time."""
+    layer: Any = node.target
+    taps, positions = weight.shape[2:].numel(), x.shape[x.ndim - weight.ndim + 2 :].numel()
+    unfolded = 8 * weight.shape[1:].numel() * positions
+    if taps == 1 or unfolded <= _UNFOLDED_BYTES or _groups(others) > 1:
+        found: Tensor = layer(x, weight, *others)
+        return found
+    bias, *options = others or (None,)
+    count = max(1, weight.shape[1] * _UNFOLDED_BYTES // unfolded)
+    parts = zip(torch.split(x, count, 1 - weight.ndim), torch.split(weight, count, 1), strict=True)
+    total: Tensor = layer(*next(parts), bias, *options)
+    for part in parts:
+        total += layer(*part, None, *options)
+    return total
+
+
+def _groups(others: tuple[Any, ...]) -> int:
+    """Return the groups of a layer from its arguments after the weight; those of a linear one are left out."""
+    return others[4] if len(others) > 4 else 1
 
 
 def is_large_layer(node: fx.Node, args: tuple[Any, ...]) -> bool:
@@ -69,10 +92,10 @@ def is_large_layer(node: fx.Node, args: tuple[Any, ...]) -> bool:
     """
     if node.target not in _LAYERS or node.kwargs:
         return False
-    weight, groups = args[1], args[6] if len(args) > 6 else 1
+    weight = args[1]
     if isinstance(weight, LazyWeight):
         return True
-    return groups == 1 and is_large(weight) and (weight.ndim == 4 or weight.dtype != torch.float64)
+    return _groups(args[2:]) == 1 and is_large(weight) and (weight.ndim == 4 or weight.dtype != torch.float64)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -68,3 +68,30 @@ def test_a_large_weight_is_never_there_in_float64() -> None:
     with torch.no_grad(), Watch():
         run_side_by_side(program, [noise((1, 1024))], lambda key: program.tensors[key])
     assert 0 < largest < 1024 * 1024 / 4
+
+
+@pytest.mark.parametrize("unfolded", [1, 8 * 9 * 72 * 2, 8 * 9 * 72 * 4])
+@pytest.mark.parametrize("values", [5, 1 << 17])
+def test_a_convolution_is_a_sum_over_some_channels_at_a_time(
+    program: Program, unfolded: int, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = outputs(program)
+    monkeypatch.setattr("repconv_cli.algebra.slabs.SLAB_VALUES", values)
+    monkeypatch.setattr("repconv_cli.graph.interpret._UNFOLDED_BYTES", unfolded)
+    torch.testing.assert_close(outputs(program), whole, rtol=1e-14, atol=1e-14)
+
+
+def test_an_image_is_never_unfolded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = trace(nn.Sequential(nn.Conv2d(16, 8, 5), nn.ReLU()).eval(), noise((1, 16, 32, 32)))
+    monkeypatch.setattr("repconv_cli.graph.interpret._UNFOLDED_BYTES", 8 * 4 * 25 * 32 * 32)
+    read: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution.default:
+                read.append(args[1].shape[1])
+            return function(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Watch():
+        outputs(program)
+    assert read == [4, 4, 4, 4]
