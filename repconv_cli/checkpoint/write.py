@@ -227,6 +227,7 @@ def _write_chunks(
             _await(under_way)
             for start in range(0, len(chunk), _PIECE_BYTES):
                 piece = chunk[start : start + _PIECE_BYTES]
+                # Of a chunk that is mapped no more than this one piece and the one before is in memory.
                 _await(under_way, leave=2)
                 under_way += [hashing.submit(digest.update, piece), writing.submit(handle.write, piece)]
                 unreleased += len(piece)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -81,20 +80,22 @@ def compute_lazily(kernel: Sum) -> tuple[LazyWeight, Tensor] | None:
     if whole is None or any(part.inputs for _, part in others):
         return None
     bias = torch.zeros(geometry.out_channels, dtype=torch.float64)
-    added: list[tuple[Tensor | None, Callable[[], Tensor], Geometry]] = []
+    added: list[tuple[Tensor | None, Tensor, Geometry]] = []
     for scale, part in others:
         assert isinstance(part, Recipe)
         if part.stored is not None and reads_alike(part.stored[1], geometry):
-            added.append((scale, *part.stored))
+            stored, own = part.stored
+            added.append((scale, stored(), own))
             continue
         made = reading(part.make([]), geometry)
-        added.append((scale, partial(getattr, made, "weight"), made.geometry))
+        added.append((scale, made.weight, made.geometry))
         bias = bias + (made.bias if scale is None else made.bias * scale)
+    first, factors = _stored(whole)
 
     def rows(place: slice) -> Tensor:
-        total = _begun(whole, place)
+        total = scaled(first[place], _of(factors, place))
         for scale, weight, own in added:
-            add_onto(total, geometry, weight()[place], own, _of(scale, place))
+            add_onto(total, geometry, weight[place], own, _of(scale, place))
         return total
 
     return LazyWeight(geometry.weight_shape, rows), bias
@@ -182,7 +183,7 @@ def _chain(geometry: Geometry, parts: list[Scaled]) -> Recipe:
     whole, others = _with_whole_first(geometry, parts)
 
     def start(_: list[ConvMap]) -> ConvMap:
-        weight = torch.zeros(geometry.weight_shape, dtype=torch.float64) if whole is None else _begun(whole)
+        weight = torch.zeros(geometry.weight_shape, dtype=torch.float64) if whole is None else scaled(*_stored(whole))
         return ConvMap(weight, torch.zeros(geometry.out_channels, dtype=torch.float64), geometry)
 
     total = Recipe(start)
@@ -192,12 +193,12 @@ def _chain(geometry: Geometry, parts: list[Scaled]) -> Recipe:
     return total
 
 
-def _begun(whole: Scaled, place: slice = slice(None)) -> Tensor:
+def _stored(whole: Scaled) -> tuple[Tensor, Tensor | None]:
     scale, part = whole
     assert isinstance(part, Recipe)
     assert part.stored is not None
     stored, _ = part.stored
-    return scaled(stored()[place], _of(scale, place))
+    return stored(), scale
 
 
 def _of(scale: Tensor | None, place: slice) -> Tensor | None:
