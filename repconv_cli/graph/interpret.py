@@ -19,6 +19,13 @@ from repconv_cli.graph.sizes import Sizes, other_sizes
 _DOUBLED = {torch.float16, torch.bfloat16, torch.float32}
 _aten = torch.ops.aten
 _LAYERS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.linear.default}
+# Which operand is read for its type alone.
+_TYPED: dict[Any, int] = {
+    _aten.type_as.default: 1,
+    _aten.new_full.default: 0,
+    _aten.new_zeros.default: 0,
+    _aten.new_ones.default: 0,
+}
 # Fewer channels at a time would unfold the image once for each few.
 _FEWEST_ROWS = 64
 _UNFOLDED_BYTES = 32 << 20
@@ -118,6 +125,13 @@ def run_in_slabs(
     return tuple(torch.cat(parts, axis) for parts in zip(*found, strict=True))
 
 
+def value_inputs(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes whose values decide that of a call; others are read for their type, not their shape."""
+    place = _TYPED.get(node.target)
+    typed = None if place is None else node.args[place]
+    return [source for source in node.all_input_nodes if source is not typed or node.args.count(typed) > 1]
+
+
 class Constants:
     """Values that depend on parameters alone, in float64, evaluated when first asked for.
 
@@ -134,7 +148,7 @@ class Constants:
             if (
                 node.op == "get_attr"
                 or node.meta.get("is_size")
-                or (node.op == "call_function" and all(source in self.nodes for source in node.all_input_nodes))
+                or (node.op == "call_function" and all(source in self.nodes for source in value_inputs(node)))
             ):
                 self.nodes.add(node)
 
@@ -167,8 +181,12 @@ class Constants:
             return node.meta["size"] if self.sizes is None else self.sizes.values[node]
         if node not in self.values:
             for source in _unmet(node, self.values):
-                self.values[source] = run_node(source, self.value)
+                self.values[source] = run_node(source, self._value_or_type)
         return self.values[node]
+
+    def _value_or_type(self, node: fx.Node) -> Any:
+        # What is no constant is read for its type.
+        return self.value(node) if node in self.nodes else torch.empty(0, dtype=node.meta["dtype"])
 
     def forget(self) -> None:
         """Drop the values evaluated so far; they are evaluated again where asked for."""
@@ -185,7 +203,7 @@ class Constants:
             if current.op == "get_attr":
                 found[str(current.target)] = None
             elif not current.meta.get("is_size"):
-                fresh = [source for source in current.all_input_nodes if source not in seen]
+                fresh = [source for source in value_inputs(current) if source not in seen]
                 seen.update(fresh)
                 stack.extend(fresh)
         return list(found)
@@ -200,7 +218,7 @@ def _unmet(node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
         if current in needed or current in known or current.op == "get_attr" or current.meta.get("is_size"):
             continue
         needed.add(current)
-        stack.extend(current.all_input_nodes)
+        stack.extend(value_inputs(current))
     return sorted(needed)
 
 

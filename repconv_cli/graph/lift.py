@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.interpret import Constants, value_inputs
 from repconv_cli.graph.program import Program, is_computation, unused_path
 
 aten = torch.ops.aten
@@ -65,7 +65,7 @@ def _ends(program: Program, constants: Constants, removed: set[fx.Node]) -> list
     for node in program.graph.nodes:
         if node not in constants or node.op != "call_function" or node.meta.get("is_size"):
             continue
-        sources = node.all_input_nodes
+        sources = value_inputs(node)
         if all(source.op == "get_attr" or source in works for source in sources) and node.target not in _REPEATS:
             works[node] = node.target not in _MOVES or any(works.get(source, False) for source in sources)
     return [

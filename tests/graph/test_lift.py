@@ -113,3 +113,33 @@ def test_nothing_is_stored_when_only_some_blocks_are_asked_for():
     assert make_plan(program).lifted
     names = [block.name for block in make_plan(program).blocks]
     assert not make_plan(program, only=names[0]).lifted
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda weight, x: torch.arange(6).type_as(x) + 0.5,
+        lambda weight, x: (torch.arange(6) + 0.5).type_as(x) * weight,
+        lambda weight, x: x.new_full((6,), 3.0) / weight.sqrt(),
+        lambda weight, x: x.new_zeros((6,)) + x.new_ones(6).exp() * weight,
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_of_an_input_that_is_read_for_its_type_nothing_is_read(
+    make: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    module = Model(Made(make)).to(dtype)
+    inputs = tuple(x.to(dtype) for x in noise(SHAPE))
+    fused = fuse_program(trace(module, inputs), [inputs], dtype=dtype)
+    assert count_ops(fused.program)["ops"] == 2
+    (lifted,) = fused.plan.lifted
+    assert fused.program.tensors[lifted.key].dtype == lifted.node.meta["dtype"]
+    with torch.no_grad():
+        torch.testing.assert_close(ProgramModule(fused.program)(*inputs), module(*inputs), rtol=2e-2, atol=2e-2)
+
+
+def test_a_value_of_the_type_of_itself_is_read() -> None:
+    program, fused = fused_of(Made(lambda weight, x: x[0, 0, 0].type_as(x[0, 0, 0]).exp()))
+    assert not fused.plan.lifted
+    x = noise(SHAPE)[0]
+    torch.testing.assert_close(ProgramModule(fused.program)(x), ProgramModule(program)(x))
