@@ -20,19 +20,16 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.interpret import TYPED, Constants, value_inputs
 from repconv_cli.graph.kept import in_eval_mode, quiet
 from repconv_cli.graph.program import Program, ProgramModule, tensors_in
 from repconv_cli.graph.sizes import Sizes, propagate
 
 aten = torch.ops.aten
 # Which operand is read for its type and its shape alone.
-_TYPED = {
-    aten.type_as.default: 1,
+_SHAPED: dict[Any, int] = {
+    **TYPED,
     aten.expand_as.default: 1,
-    aten.new_full.default: 0,
-    aten.new_zeros.default: 0,
-    aten.new_ones.default: 0,
     aten.full_like.default: 0,
     aten.zeros_like.default: 0,
     aten.ones_like.default: 0,
@@ -151,10 +148,8 @@ class _Known(dict[fx.Node, Any]):
         for node in program.graph.nodes:
             if node.op == "get_attr" or node.meta.get("is_size"):
                 self[node] = constants.as_stored(node)
-            elif node.op == "call_function":
-                typed = node.args[_TYPED[node.target]] if node.target in _TYPED else None
-                if all(source in self or source is typed for source in node.all_input_nodes):
-                    self[node] = self._run(node, constants)
+            elif node.op == "call_function" and all(source in self for source in value_inputs(node, _SHAPED)):
+                self[node] = self._run(node, constants)
 
     def __contains__(self, operand: object) -> bool:
         return not isinstance(operand, fx.Node) or super().__contains__(operand)

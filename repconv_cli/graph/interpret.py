@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
@@ -19,13 +19,14 @@ from repconv_cli.graph.sizes import Sizes, other_sizes
 _DOUBLED = {torch.float16, torch.bfloat16, torch.float32}
 _aten = torch.ops.aten
 _LAYERS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.linear.default}
-# Which operand is read for its type alone.
-_TYPED: dict[Any, int] = {
+TYPED: dict[Any, int] = {
     _aten.type_as.default: 1,
     _aten.new_full.default: 0,
     _aten.new_zeros.default: 0,
     _aten.new_ones.default: 0,
 }
+"""Which operand is read for its type alone."""
+
 # Fewer channels at a time would unfold the image once for each few.
 _FEWEST_ROWS = 64
 _UNFOLDED_BYTES = 32 << 20
@@ -125,9 +126,9 @@ def run_in_slabs(
     return tuple(torch.cat(parts, axis) for parts in zip(*found, strict=True))
 
 
-def value_inputs(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes whose values decide that of a call; others are read for their type, not their shape."""
-    place = _TYPED.get(node.target)
+def value_inputs(node: fx.Node, without_value: Mapping[Any, int] = TYPED) -> list[fx.Node]:
+    """Return the nodes whose values decide that of a call; ``without_value`` tells the operand that is not one."""
+    place = without_value.get(node.target)
     typed = None if place is None else node.args[place]
     return [source for source in node.all_input_nodes if source is not typed or node.args.count(typed) > 1]
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from repconv_cli.facts import totals
+from repconv_cli.graph.batches import _Known
 from repconv_cli.graph.fuse import Fused, fuse_program
+from repconv_cli.graph.interpret import Constants
 from repconv_cli.graph.plan import count_ops, make_plan
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.trace import trace
@@ -139,7 +141,15 @@ def test_of_an_input_that_is_read_for_its_type_nothing_is_read(
 
 
 def test_a_value_of_the_type_of_itself_is_read() -> None:
-    program, fused = fused_of(Made(lambda weight, x: x[0, 0, 0].type_as(x[0, 0, 0]).exp()))
+    def of_itself(_: Tensor, x: Tensor) -> Tensor:
+        row = x[0, 0, 0]
+        return torch.ops.aten.type_as.default(row, row).exp()
+
+    program, fused = fused_of(Made(of_itself))
+    (node,) = (node for node in program.graph.nodes if node.target is torch.ops.aten.type_as.default)
+    assert node.args[0] is node.args[1]
+    assert node not in Constants(program)
+    assert node not in _Known(program)
     assert not fused.plan.lifted
     x = noise(SHAPE)[0]
     torch.testing.assert_close(ProgramModule(fused.program)(x), ProgramModule(program)(x))
