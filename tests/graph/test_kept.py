@@ -73,3 +73,21 @@ def test_what_was_kept_before_is_still_there() -> None:
     kept = model.cache["cpu"]
     trace(model, (torch.zeros(2, 4),))
     assert model.cache["cpu"] is kept
+
+
+class KeepsStrides(KeepsGrid):
+    """A head that makes its grid with a number that it reads from a tensor, as YOLO's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strides = torch.tensor([8.0, 16.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y * torch.full((y.shape[-1],), self.strides[1])  # type: ignore[call-overload]
+
+
+def test_a_number_read_from_a_tensor_does_not_keep_a_shape_from_being_guessed() -> None:
+    model = KeepsStrides()
+    assert guess_shape(model, torch.float32, 1 << 20) == (2, 3, 224, 224)
+    assert float(model(torch.zeros(1, 3, 8, 8)).detach().abs().max()) > 0
