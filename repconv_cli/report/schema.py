@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def schema() -> dict[str, Any]:
     del result["properties"]["drawing"]
     result["properties"] = {"version": {"const": RESULT_VERSION}, **result["properties"]}
     for part in definitions.values():
+        # Some versions of msgspec leave the indentation of a docstring in it.
+        part["description"] = cleandoc(part["description"])
         # Every field is always there: what is not known is null, what is not there is empty.
         part["required"] = list(part["properties"])
         for field in part["properties"].values():
