@@ -8,7 +8,9 @@ import sys
 
 _M_MMAP_THRESHOLD = -3
 _M_TRIM_THRESHOLD = -1
-_MOST = 8 << 20
+LARGE_BYTES = 8 << 20
+"""From here on a block that is freed goes back to the system."""
+
 _LEAST = 256 << 10
 _PART = 32
 _chosen: list[bool] = []
@@ -24,7 +26,7 @@ def return_large_blocks() -> bool:
     # Such a block comes back as pages of 2 MiB where the system has them: one fault instead of 512. Torch looks at this
     # when it first takes memory.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    _chosen[:] = [_return_blocks_of(_MOST)]
+    _chosen[:] = [_return_blocks_of(LARGE_BYTES)]
     return _chosen[0]
 
 
@@ -34,7 +36,7 @@ def suit_model(weight_bytes: int) -> None:
     Not less than needed: each page that comes back has to be cleared by the system first, which takes its time.
     """
     if any(_chosen):
-        _return_blocks_of(min(max(weight_bytes // _PART, _LEAST), _MOST))
+        _return_blocks_of(min(max(weight_bytes // _PART, _LEAST), LARGE_BYTES))
 
 
 def _return_blocks_of(size: int) -> bool:

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-LARGE_BYTES = 8 << 20
-"""From here on the C library gives what is freed back to the system, see :mod:`repconv_cli.allocation`."""
+from repconv_cli.allocation import LARGE_BYTES
 
 _free: ContextVar[list[NDArray[Any]] | None] = ContextVar("free", default=None)
 

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "allocation": set(),
     "threads": set(),
     "finite": set(),
-    "memory": set(),
+    "memory": {"allocation"},
     "results": set(),
     "options": set(),
     "algebra": {"errors"},

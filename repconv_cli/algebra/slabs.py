@@ -43,10 +43,6 @@ class LazyWeight:
         """Number of values."""
         return prod(self.shape)
 
-    def contiguous(self) -> LazyWeight:
-        """Its rows are contiguous."""
-        return self
-
     def casting(self, cast: Tensor) -> LazyWeight:
         """Return the same weight; what is read of it is written to ``cast``, whose other values become NaN.
 

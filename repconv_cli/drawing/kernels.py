@@ -6,7 +6,8 @@ from math import prod
 
 from torch import Tensor, fx
 
-from repconv_cli.algebra import Geometry, embed, regroup, widen
+from repconv_cli.algebra import Geometry, embed
+from repconv_cli.algebra.operations import reading
 from repconv_cli.drawing.ranges import range_of
 from repconv_cli.errors import InexactError, RepconvError
 from repconv_cli.graph.analyse import Analysis
@@ -138,7 +139,7 @@ def _on_taps(term: Term, geometry: Geometry, block: Block) -> Tensor:
     """Return the kernel of ``term`` written on the channels, groups and taps of the block's own."""
     assert term.recipe is not None
     kernel = compute(term.recipe)
-    kernel = regroup(widen(kernel, 0, geometry.in_channels), geometry.groups)
+    kernel = reading(kernel, geometry)
     if not geometry.transposed:
         kernel = embed(kernel, geometry.axes)
     if tuple(kernel.weight.shape) != geometry.weight_shape:

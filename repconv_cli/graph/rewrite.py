@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from repconv_cli.algebra import ConvMap, Geometry, regroup, widen
+from repconv_cli.algebra import ConvMap, Geometry
 from repconv_cli.algebra.convmap import transposed_weight
+from repconv_cli.algebra.operations import reading
 from repconv_cli.algebra.slabs import Weight
 from repconv_cli.errors import UnprovenError
 from repconv_cli.graph.arrange import moves
@@ -106,7 +107,7 @@ def _kernel(block: Block) -> tuple[ConvMap, Tensor]:
     geometry = takeable_geometry(term, anchor)
     assert term.recipe is not None
     kernel = compute(term.recipe)
-    kernel = regroup(widen(kernel, 0, geometry.in_channels), geometry.groups)
+    kernel = reading(kernel, geometry)
     if kernel.geometry != geometry:
         raise UnprovenError(f"block {block.name}: planned {geometry}, computed {kernel.geometry}")
     return kernel, _bias(block, kernel.bias)
