@@ -18,6 +18,11 @@ class Limits:
     rtol: float | None = None
     atol: float | None = None
 
+    @property
+    def is_by_value(self) -> bool:
+        """Whether each value has a limit of its own, in place of the noise."""
+        return self.atol is not None or self.rtol is not None
+
 
 @dataclass(frozen=True)
 class Options:

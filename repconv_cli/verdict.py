@@ -6,8 +6,8 @@ float64 run; that is the noise floor, and the difference is judged in units of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,22 +26,51 @@ Model = Callable[..., Any]
 
 
 @dataclass
-class _Tally:
-    """Figures over all samples and outputs."""
+class _Seen:
+    """The largest figures of one output, over all samples as if they were one batch."""
 
+    dtype: torch.dtype
+    range: float = 0.0
+    noise: float = 0.0
+    difference: float = 0.0
+    float64: float = 0.0
+
+    @property
+    def unit(self) -> float:
+        """What one rounding is: the noise, or some ulps of the range."""
+        return max(self.noise, ULPS * torch.finfo(self.dtype).eps * self.range)
+
+    def limit(self, ratio: float) -> float:
+        """Return the largest difference that rounding explains."""
+        return min(ratio * self.unit, CAPS.get(self.dtype, 1e-3) * self.range)
+
+    @property
+    def ratio(self) -> float:
+        """The difference in units of rounding."""
+        return _share(self.difference, self.unit)
+
+    def relative(self, difference: float) -> float:
+        """Return a difference as a share of the range."""
+        return _share(difference, self.range)
+
+    def add(self, sample: _Seen) -> None:
+        """Take in the figures of one more sample."""
+        for figure in ("range", "noise", "difference", "float64"):
+            setattr(self, figure, max(getattr(self, figure), getattr(sample, figure)))
+
+
+@dataclass
+class _Tally:
+    """Figures over all samples: by output what is judged, and what is counted."""
+
+    outputs: dict[int, _Seen] = field(default_factory=dict)
     close: int = 0
     values: int = 0
-    max_abs: float = 0.0
-    max_rel: float = 0.0
-    noise: float = 0.0
-    ratio: float = 0.0
-    limit: float = 0.0
-    float64: float = 0.0
     top1_same: int = 0
     top1_all: int = 0
-    has_floats: bool = False
-    is_bad: bool = False
+    allowed: float = 0.0
     overflowed: int = 0
+    is_bad: bool = False
 
 
 def random_inputs(program: Program, samples: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
@@ -114,17 +143,18 @@ class Outputs:
 
 
 def judge(runs: Iterator[Outputs], limits: Limits) -> Verification:
-    """Return the verdict on all ``runs`` together."""
+    """Return the verdict on all ``runs`` together, as if they were one batch: it does not depend on how it is cut.
+
+    Where large values cancel in one sample, its own rounding is a draw that says little; that of all samples says more.
+    """
     tally = _Tally()
     per_sample = []
     with torch.no_grad():
         for outputs in runs:
-            before, noise = tally.max_abs, tally.noise
-            tally.max_abs = tally.noise = 0.0
-            _add_sample(tally, outputs, limits)
-            per_sample.append({"max_abs": tally.max_abs, "noise": tally.noise})
-            tally.max_abs, tally.noise = max(tally.max_abs, before), max(tally.noise, noise)
-    return _verdict(tally, tuple(per_sample))
+            sample = _add_sample(tally, outputs, limits)
+            figures = {"max_abs": [seen.difference for seen in sample], "noise": [seen.noise for seen in sample]}
+            per_sample.append({name: max(of, default=0.0) for name, of in figures.items()})
+    return _verdict(tally, tuple(per_sample), limits)
 
 
 def _runs(
@@ -160,61 +190,66 @@ def _call(program: Program, leaves: tuple[Tensor, ...]) -> tuple[Any, Any]:
     return program.arguments.unflatten(remaining), program.keywords.unflatten(remaining)
 
 
-def _add_sample(tally: _Tally, runs: Outputs, limits: Limits) -> None:
+def _add_sample(tally: _Tally, runs: Outputs, limits: Limits) -> list[_Seen]:
+    """Add one sample to ``tally``; return the figures of its own outputs."""
     expected, found = runs.expected, runs.found
-    if len(expected) != len(found) or any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
+    is_alike = len(expected) == len(found) and all(a.shape == b.shape for a, b in zip(expected, found, strict=True))
+    if not is_alike:
         tally.is_bad = True
-        tally.max_abs = float("inf")
-        return
-    for reference, value, double, double_fused in zip(expected, found, runs.exact, runs.exact_fused, strict=True):
-        if reference.is_floating_point():
-            _add_output(tally, reference, value, double, double_fused, limits)
-        elif not torch.equal(reference, value):
-            tally.is_bad = True
+    sample = []
+    for index, reference in enumerate(expected):
+        if not reference.is_floating_point():
+            tally.is_bad |= is_alike and not torch.equal(reference, found[index])
+            continue
+        if is_alike:
+            seen = _add_output(tally, reference, found[index], runs.exact[index], runs.exact_fused[index], limits)
+        else:
+            seen = _Seen(reference.dtype, difference=float("inf"))
+        tally.outputs.setdefault(index, _Seen(reference.dtype)).add(seen)
+        sample.append(seen)
+    return sample
 
 
 def _add_output(
     tally: _Tally, reference: Tensor, value: Tensor, double: Tensor, double_fused: Tensor, limits: Limits
-) -> None:
-    dtype, tally.has_floats = reference.dtype, True
+) -> _Seen:
+    """Count one output of one sample in ``tally``; return its figures."""
+    seen = _Seen(reference.dtype)
     overflowed = ~torch.isfinite(reference) & torch.isfinite(double)
     if bool(overflowed.any()):
         # One convolution has no sums between that overflow, or has others. What is right there, float64 tells.
-        reference = torch.where(overflowed, double.to(dtype), reference)
-        value = torch.where(overflowed & ~torch.isfinite(value), double_fused.to(dtype), value)
+        reference = torch.where(overflowed, double.to(seen.dtype), reference)
+        value = torch.where(overflowed & ~torch.isfinite(value), double_fused.to(seen.dtype), value)
         tally.overflowed += int(overflowed.sum())
-    difference = (value.double() - reference.double()).abs()
     if not _same_finiteness(reference, value):
         tally.is_bad = True
-        tally.max_abs = float("inf")
-        return
+        seen.difference = float("inf")
+        return seen
     finite = torch.isfinite(reference)
     if not bool(finite.any()):
-        return
-    difference, reference64, noise = difference[finite], reference.double()[finite], (reference.double() - double).abs()
-    spread = float(reference64.abs().max())
-    floor = float(noise[finite].max())
-    worst = float(difference.max())
-    ulp = torch.finfo(dtype).eps * spread
-    unit = max(floor, ULPS * ulp)
-    limit = min(limits.max_ratio * unit, CAPS.get(dtype, 1e-3) * spread)
-    if limits.atol is not None or limits.rtol is not None:
+        return seen
+    reference64 = reference.double()[finite]
+    difference = (value.double()[finite] - reference64).abs()
+    seen.range = float(reference64.abs().max())
+    seen.noise = float((reference64 - double[finite]).abs().max())
+    seen.difference = float(difference.max())
+    seen.float64 = float((double_fused - double).abs()[finite].max())
+    if limits.is_by_value:
         allowed = (limits.atol or 0.0) + (limits.rtol or 0.0) * reference64.abs()
         tally.is_bad |= bool((difference > allowed).any())
-        limit = float(torch.as_tensor(allowed).max())
-    else:
-        tally.is_bad |= worst > limit
+        tally.allowed = max(tally.allowed, float(allowed.max()))
     tally.close += int(torch.isclose(value, reference)[finite].sum())
     tally.values += int(finite.sum())
-    tally.max_abs = max(tally.max_abs, worst)
-    tally.max_rel = max(tally.max_rel, worst / spread if spread else 0.0)
-    tally.noise = max(tally.noise, floor)
-    tally.ratio = max(tally.ratio, worst / unit if unit else 0.0)
-    tally.limit = max(tally.limit, limit)
-    tally.float64 = max(tally.float64, float((double_fused - double).abs()[finite].max()) / spread if spread else 0.0)
     if reference.ndim == 2 and reference.shape[1] > 1:
         tally.top1_same += int((reference.argmax(1) == value.argmax(1)).sum())
         tally.top1_all += reference.shape[0]
+    return seen
+
+
+def _share(figure: float, whole: float) -> float:
+    if not whole:
+        return float("inf") if figure else 0.0
+    return figure / whole
 
 
 def _same_finiteness(reference: Tensor, value: Tensor) -> bool:
@@ -223,22 +258,30 @@ def _same_finiteness(reference: Tensor, value: Tensor) -> bool:
     )
 
 
-def _verdict(tally: _Tally, per_sample: tuple[dict[str, float], ...]) -> Verification:
-    is_judged = tally.values > 0 or tally.is_bad
-    reason = "the model's outputs are all NaN or infinite" if tally.has_floats else "the model gives no floating output"
+def _verdict(tally: _Tally, per_sample: tuple[dict[str, float], ...], limits: Limits) -> Verification:
+    outputs = tally.outputs.values()
+    is_over = any(seen.difference > seen.limit(limits.max_ratio) for seen in outputs)
+    is_bad = tally.is_bad or (is_over and not limits.is_by_value)
+    is_judged = tally.values > 0 or is_bad
+    reason = "the model's outputs are all NaN or infinite" if outputs else "the model gives no floating output"
     overflow = f"{tally.overflowed} values overflow in the original, not in float64: those were compared with float64"
-    verdict = "fail" if tally.is_bad else ("pass" if is_judged else "partial")
+    verdict = "fail" if is_bad else ("pass" if is_judged else "partial")
+
+    def largest(figures: Iterable[float]) -> float | None:
+        return max(figures, default=0.0) if is_judged else None
+
+    limit = tally.allowed if limits.is_by_value else largest(seen.limit(limits.max_ratio) for seen in outputs)
     return Verification(
         verdict=verdict,
         passed=verdict != "fail",
         close=tally.close / tally.values if tally.values else None,
-        max_abs=tally.max_abs if is_judged else None,
-        max_rel=tally.max_rel if is_judged else None,
-        noise=tally.noise if is_judged else None,
-        ratio=tally.ratio if is_judged else None,
-        limit=tally.limit if is_judged else None,
+        max_abs=largest(seen.difference for seen in outputs),
+        max_rel=largest(seen.relative(seen.difference) for seen in outputs),
+        noise=largest(seen.noise for seen in outputs),
+        ratio=largest(seen.ratio for seen in outputs),
+        limit=limit if is_judged else None,
         top1=tally.top1_same / tally.top1_all if tally.top1_all else None,
-        float64=tally.float64 if is_judged else None,
+        float64=largest(seen.relative(seen.float64) for seen in outputs),
         per_sample=per_sample,
         assumptions=(overflow,) if tally.overflowed else (),
         not_checked=() if is_judged else (reason,),
