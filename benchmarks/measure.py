@@ -146,6 +146,9 @@ def _load_the_rest() -> None:
     small = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.Linear(512, 8))
     program = trace(small.eval(), (torch.randn(2, 3, 8, 8),))
     fuse_program(program, list(proof_inputs(program, seed=0)), dtype=program.dtype())
+    # The first large product in float64 takes buffers of some MiB that are kept for all that come.
+    large = torch.randn(1024, 1024, dtype=torch.float64)
+    large @ large
 
 
 def _start_peak() -> int:

@@ -7,7 +7,7 @@ rounding, for that geometry. Where a size is free there is a geometry for each r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from repconv_cli.algebra import Axis
 from repconv_cli.algebra.slabs import Weight
 from repconv_cli.errors import UnprovenError
 from repconv_cli.graph.interpret import (
@@ -28,7 +29,8 @@ from repconv_cli.graph.interpret import (
     to_double,
 )
 from repconv_cli.graph.rewrite import Fusion
-from repconv_cli.graph.rules import aten
+from repconv_cli.graph.rules import RULES, aten, convolutions, elementwise
+from repconv_cli.graph.term import Term
 
 LIMIT = 1e-12
 _MOST_GEOMETRIES = 8
@@ -58,14 +60,15 @@ def certify(
     Raises :class:`UnprovenError` if it proves a difference, or if there is no place to prove it at.
     """
     region = region_between(fusion.block.anchor, fusion.block.node, constants)
-    expected = _run_branches(_geometries(fusion, region, constants), region, fusion, seed)
+    operator = _emitted(fusion)
+    expected = _run_branches(_geometries(fusion, region, operator, constants), region, fusion, seed)
     if expected is None:
         # The region does not run at small sizes, such as one that crops at a place counted in pixels.
         expected = _run_branches(_traced_and_others(fusion.block.anchor, constants), region, fusion, seed)
     if not expected:
         raise UnprovenError(f"block {fusion.block.name}: it runs at the traced size alone, though that is free")
-    operator = _as_callable(fusion, (tensors or fusion.tensors)())
-    certificate = Certificate(max(_error(operator, values) for values in expected), len(expected))
+    run = _as_callable(operator, (tensors or fusion.tensors)())
+    certificate = Certificate(max(_error(run, values) for values in expected), len(expected))
     if not certificate.is_proof:
         raise UnprovenError(
             f"block {fusion.block.name}: one operator differs from its branches by {certificate.error:.1e} of scale",
@@ -114,33 +117,55 @@ def _reads_sizes(region: list[fx.Node], anchor: fx.Node) -> bool:
     return False
 
 
-def _geometries(fusion: Fusion, region: list[fx.Node], constants: Constants) -> list[Place]:
+def _geometries(fusion: Fusion, region: list[fx.Node], operator: fx.Graph, constants: Constants) -> list[Place]:
     """Return the input shapes to prove the block at, one sample each, and the constants there.
 
-    Fixed sizes are taken as they are. Where a size is free, nothing depends on it but which window is the last one,
-    so small sizes do, larger than the kernel and one for each remainder by the stride. A region that reads sizes
-    runs where those are known: as traced, and with the model's own free sizes grown.
+    Where a size is free, nothing depends on it but which window is the last one, so small sizes do, larger than the
+    kernel and one for each remainder by the stride. A fixed size is taken as it is, unless nothing in the region and in
+    what replaces it knows a place but by its distance from the borders: then a small one with its remainder does. A
+    region that reads sizes runs where those are known: as traced, and with the model's own free sizes grown.
     """
     anchor, term = fusion.block.anchor, fusion.block.choice.candidate.term
     shape, free = anchor.meta["shape"], anchor.meta["free"]
     if _reads_sizes(region, anchor):
         return _traced_and_others(anchor, constants)
-    samples = (1 if free[0] else shape[0],)
-    if not any(free[1:]):
-        return [((*samples, *shape[1:]), constants)]
+    calls = [*region, *(node for node in operator.nodes if node.op == "call_function")]
+    places = _places(term, len(shape)) if all(_is_local(node) for node in calls) else {}
     axes = term.geometry.axes if term.geometry is not None else ()
     stride = max((axis.stride for axis in axes), default=1)
     # A window at one border then sees no other border, and another one lies inside.
     smallest = max((axis.extent for axis in axes), default=1) + stride
-    places = []
-    for grown in range(min(stride, _MOST_GEOMETRIES)):
-        # Each axis of another size than the next.
-        sizes = (
-            smallest + grown + axis if is_free else size
-            for axis, (size, is_free) in enumerate(zip(shape[1:], free[1:], strict=True), start=-1)
-        )
-        places.append(((*samples, *sizes), constants))
-    return places
+
+    def sizes(grown: int) -> Iterator[int]:
+        for index, size in enumerate(shape[1:], start=1):
+            if free[index]:
+                # Each axis of another size than the next.
+                yield smallest + grown + index - 2
+            elif index in places:
+                yield min(size, smallest + (size - smallest) % places[index].stride)
+            else:
+                yield size
+
+    count = min(stride, _MOST_GEOMETRIES) if any(free[1:]) else 1
+    return [((1 if free[0] else shape[0], *sizes(grown)), constants) for grown in range(count)]
+
+
+def _places(term: Term, ndim: int) -> dict[int, Axis]:
+    """Return the axes of the anchor, but samples and channels, each with how the block reads along it."""
+    places = [index for index in range(1, ndim) if index != term.axis]
+    axes = term.geometry.axes if term.geometry is not None else ()
+    return dict(zip(places, axes or [Axis()] * len(places), strict=True)) if len(axes) in (0, len(places)) else {}
+
+
+def _is_local(node: fx.Node) -> bool:
+    """Whether an operator treats all places alike, but for their distance from the borders."""
+    return node.target in _LOCAL or (node.target is aten.cat.default and node.args[1:] == (1,))
+
+
+# What their rules describe by a kernel, a number or a value for each channel.
+_LOCAL = {
+    target for target, rule in RULES.items() if rule.__module__ in (convolutions.__name__, elementwise.__name__)
+} | {aten.pad.default, aten.constant_pad_nd.default, aten.permute.default, aten.transpose.int, aten.t.default}
 
 
 def _traced_and_others(anchor: fx.Node, constants: Constants) -> list[Place]:
@@ -262,23 +287,26 @@ def _norm_magnitude(
     return magnitude
 
 
-def _as_callable(fusion: Fusion, tensors: dict[str, Weight]) -> Callable[[Tensor], Tensor]:
-    """Return the emitted operator alone, on float64 tensors, as it stands in the new graph."""
+def _emitted(fusion: Fusion) -> fx.Graph:
+    """Return the emitted operator alone, as it stands in the new graph."""
     graph = fx.Graph()
-    result = fusion.emit(graph, graph.placeholder("x"))
-    graph.output(result)
+    graph.output(fusion.emit(graph, graph.placeholder("x")))
+    return graph
+
+
+def _as_callable(operator: fx.Graph, tensors: dict[str, Weight]) -> Callable[[Tensor], Tensor]:
+    """Return the operator on float64 tensors."""
 
     def run(x: Tensor) -> Tensor:
         values: dict[fx.Node, Any] = {}
-        for node in graph.nodes:
+        for node in operator.nodes:
             if node.op == "placeholder":
                 values[node] = x
             elif node.op == "get_attr":
                 values[node] = tensors[str(node.target)]
-            elif node.op == "output":
-                break
-            else:
+            elif node.op == "call_function":
                 values[node] = run_node(node, lambda n: values[n])
+        (result,) = operator.output_node().all_input_nodes
         found: Tensor = values[result]
         return found
 

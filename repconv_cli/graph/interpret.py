@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from repconv_cli.algebra.slabs import LazyWeight, Weight, is_large, slabs
+from repconv_cli.allocation import return_holes
 from repconv_cli.errors import NotRunnableError
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.sizes import Sizes, other_sizes
@@ -60,6 +61,7 @@ def to_double(value: Any) -> Any:
 
 def run_node(node: fx.Node, fetch: Fetch) -> Any:
     """Return the value of a call in float64; ``fetch`` gives the values of the nodes it reads."""
+    return_holes()
     fetched: Any = map_arg(node.args, fetch)
     if is_large_layer(node, fetched):
         x = channels_last(to_double(fetched[0]))

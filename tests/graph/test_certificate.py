@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repconv_cli.errors import InputError, UnprovenError
+from repconv_cli.graph import certificate
 from repconv_cli.graph.certificate import LIMIT, certify
 from repconv_cli.graph.fuse import fuse_program
 from repconv_cli.graph.plan import Plan, make_plan
@@ -24,15 +25,16 @@ DIFFERS = r"one operator differs from its branches by (inf|nan|\d\.\de[+-]\d+) o
 Pair = tuple[Plan, Fusion]
 
 
-def planned(module: nn.Module, shape: tuple[int, ...] = (2, 4, 7, 7)) -> Pair:
-    plan = make_plan(trace(module, noise(shape)))
+def planned(module: nn.Module, shape: tuple[int, ...] = (2, 4, 7, 7), *, is_fixed: bool = False) -> Pair:
+    may_vary = ((True, *(False,) * (len(shape) - 1)),) if is_fixed else None
+    plan = make_plan(trace(module, noise(shape), may_vary=may_vary))
     assert len(plan.blocks) == 1
     return plan, fuse_block(plan.blocks[0])
 
 
-@pytest.fixture(scope="module")
-def repvgg() -> Pair:
-    return planned(randomised(RepVGG()))
+@pytest.fixture(scope="module", params=[False, True], ids=["free sizes", "fixed sizes"])
+def repvgg(request: pytest.FixtureRequest) -> Pair:
+    return planned(randomised(RepVGG()), (2, 4, 21, 24), is_fixed=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,63 @@ def test_one_wrong_border_row_is_refused(repvgg: Pair) -> None:
         return graph.call_function(torch.ops.aten.cat.default, ([first, doubled], 2))
 
     assert_refused(repvgg, replace(right, emit=emit))
+
+
+def places(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return the list that the shapes of all proofs from now on are added to."""
+    found: list[tuple[int, ...]] = []
+    run = certificate._run
+
+    def seen(region, x, *others):
+        found.append(tuple(x.shape))
+        return run(region, x, *others)
+
+    monkeypatch.setattr(certificate, "_run", seen)
+    return found
+
+
+@pytest.mark.parametrize("size", range(20, 24))
+def test_a_fixed_size_is_proved_at_a_small_one_with_its_remainder(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At stride 2 the last window of an even size does not reach the padding behind the image; that of an odd does."""
+    module = randomised(nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6)))
+    plan, right = planned(module, (2, 4, size, 7), is_fixed=True)
+
+    def emit(graph, x):
+        padded = graph.call_function(torch.ops.aten.constant_pad_nd.default, (x, [1, 1, 1, 0]))
+        y = right.emit(graph, padded)
+        (layer,) = (node for node in graph.nodes if node.target is torch.ops.aten.conv2d.default)
+        assert layer.args[4] == [1, 1]
+        layer.args = (*layer.args[:4], [0, 0], *layer.args[5:])
+        return y
+
+    found = places(monkeypatch)
+    if size % 2:
+        assert_refused((plan, right), replace(right, emit=emit))
+    else:
+        assert certify(replace(right, emit=emit), plan.analysis.constants).is_proof
+    ((_, _, height, width),) = set(found)
+    assert height < 8
+    assert height % 2 == size % 2
+    assert width == 5
+
+
+def test_what_knows_a_place_by_its_number_is_proved_at_the_size_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten of twelve rows are kept: at a small size that is all of them, on either side of the proof."""
+    parts = {"conv": conv(4, 4, 3), "norm": nn.BatchNorm2d(4)}
+    cropped = Formula(lambda part, x: part.norm(part.conv(x)[:, :, :10]), **parts)
+    plan, right = planned(randomised(cropped), (2, 4, 12, 12), is_fixed=True)
+    whole = planned(
+        randomised(Formula(lambda part, x: part.norm(part.conv(x)), **parts)), (2, 4, 12, 12), is_fixed=True
+    )
+    found = places(monkeypatch)
+    assert_refused((plan, right), replace(right, emit=whole[1].emit))
+
+    def emit(graph, x):
+        return graph.call_function(torch.ops.aten.slice.Tensor, (whole[1].emit(graph, x), 2, 0, 10))
+
+    assert_refused(whole, replace(whole[1], emit=emit))
+    # Each time the right one first: of the plain convolution alone a small place is enough.
+    assert [shape[2] for shape in found] == [12, 12, 4, 12]
 
 
 def test_an_output_of_another_size_is_refused(repvgg: Pair) -> None:
