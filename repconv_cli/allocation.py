@@ -14,7 +14,7 @@ LARGE_BYTES = 8 << 20
 
 _LEAST = 256 << 10
 _PART = 32
-_GROWTH = 4
+_GROWTH = 8
 _PAGE = 4096 if sys.platform == "win32" else os.sysconf("SC_PAGESIZE")
 
 

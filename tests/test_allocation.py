@@ -45,7 +45,7 @@ def test_holes_are_returned_when_the_process_has_grown_by_a_part_of_the_weights(
     asked: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocation.return_large_blocks()
-    allocation.suit_model(40 * MEBI)
+    allocation.suit_model(80 * MEBI)
     asked.clear()
     resident = [0]
     monkeypatch.setattr(allocation, "_resident", lambda: resident[0] * MEBI)
