@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from mmap import PAGESIZE
 
 _M_MMAP_THRESHOLD = -3
 _M_TRIM_THRESHOLD = -1
@@ -15,7 +17,6 @@ LARGE_BYTES = 8 << 20
 _LEAST = 256 << 10
 _PART = 32
 _GROWTH = 8
-_PAGE = 4096 if sys.platform == "win32" else os.sysconf("SC_PAGESIZE")
 
 
 @dataclass
@@ -33,12 +34,14 @@ class _Heap:
 
     def return_holes(self) -> None:
         """Return the pages between blocks in use, if the process has grown since that was last done."""
-        now = _resident()
-        if now > self.resident + self.growth:
-            self.library.malloc_trim(0)
-            self.resident = _resident()
-        else:
-            self.resident = min(now, self.resident)
+        # Where the system does not tell, such as without /proc, nothing is lost but memory.
+        with suppress(OSError):
+            now = _resident()
+            if now > self.resident + self.growth:
+                self.library.malloc_trim(0)
+                self.resident = _resident()
+            else:
+                self.resident = min(now, self.resident)
 
 
 _heap: list[_Heap] = []
@@ -85,7 +88,7 @@ def _resident() -> int:
     # Asked before each operator: a file object would take twice as long.
     file = os.open("/proc/self/statm", os.O_RDONLY)
     try:
-        return int(os.read(file, 128).split()[1]) * _PAGE
+        return int(os.read(file, 128).split()[1]) * PAGESIZE
     finally:
         os.close(file)
 
@@ -97,7 +100,6 @@ def _find_heap() -> _Heap | None:
     try:
         library = ctypes.CDLL(None)
         library.mallopt, library.malloc_trim  # noqa: B018 - looked up now, not at the first use
-        _resident()
     except (AttributeError, OSError):
         return None
     return _Heap(library)

@@ -58,6 +58,19 @@ def test_holes_are_returned_when_the_process_has_grown_by_a_part_of_the_weights(
     assert trims == [1, 0, 0, 1, 0, 1, 0, 0, 1]
 
 
+def test_a_system_that_does_not_tell_what_is_resident_is_asked_for_nothing(
+    asked: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> int:
+        raise OSError(24, "Too many open files")
+
+    allocation.return_large_blocks()
+    asked.clear()
+    monkeypatch.setattr(allocation, "_resident", fail)
+    allocation.return_holes()
+    assert asked == []
+
+
 def test_holes_between_blocks_in_use_go_back_to_the_system() -> None:
     """Small blocks, every other one freed: glibc keeps their pages, since none lies at the end of its heap."""
     heap = allocation._find_heap()
