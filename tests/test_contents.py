@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import repconv_cli
+from repconv_cli.checkpoint import safetensors_bytes
 from repconv_cli.contents import inspect_contents
 from repconv_cli.errors import DamagedFileError, UnsafeFileError
 from repconv_cli.options import Options
@@ -161,3 +162,17 @@ def test_copying_a_large_file_takes_no_memory_for_it(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(paths[2]).items())
+
+
+def test_no_more_is_read_back_at_once_than_a_group_or_one_tensor() -> None:
+    """What the safetensors library has mapped stays in memory until the file is closed, so that is what it takes."""
+    sizes = [40, 10, 30, 30, 30, 90, 1, 2]
+    tensors = {f"{n}.weight": torch.empty(mebi << 18, device="meta") for n, mebi in enumerate(sizes)}
+    groups = list(safetensors_bytes._groups(tensors))
+    assert groups == [
+        ["0.weight", "1.weight"],
+        ["2.weight", "3.weight"],
+        ["4.weight"],
+        ["5.weight"],
+        ["6.weight", "7.weight"],
+    ]

@@ -76,6 +76,8 @@ def require_same(path: Path, sha256: str, tensors: Mapping[str, torch.Tensor], m
                     found = opened.get_tensor(name)
                     same = same and (found.shape, found.dtype) == (tensors[name].shape, tensors[name].dtype)
                     digest.update(_bytes_of(found))
+                    # It would keep the whole group mapped beside the next.
+                    del found
     except (SafetensorError, OSError, RuntimeError, ValueError):
         raise OutputError("what was written cannot be read back", hint="Is the disk full or failing?") from None
     if not same or digest.hexdigest() != sha256:
@@ -88,15 +90,16 @@ def _ordered(tensors: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def _groups(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
-    """Return the names in the file's order, in groups of about ``_GROUP_BYTES`` each."""
+    """Return the names in the file's order, in groups of at most ``_GROUP_BYTES``, or of one larger tensor."""
     group: list[str] = []
     size = 0
     for name in _ordered(tensors):
-        group.append(name)
-        size += tensors[name].numel() * tensors[name].element_size()
-        if size > _GROUP_BYTES:
+        bytes_of_one = tensors[name].numel() * tensors[name].element_size()
+        if group and size + bytes_of_one > _GROUP_BYTES:
             yield group
             group, size = [], 0
+        group.append(name)
+        size += bytes_of_one
     if group:
         yield group
 

@@ -238,6 +238,9 @@ def _write_chunks(
             size += len(chunk)
             del chunk
         _await(under_way)
+    if release is not None:
+        # The file is read back next: what it was made of need not lie beside it.
+        release()
     handle.flush()
     return digest.hexdigest(), size
 
