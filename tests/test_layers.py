@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "results": set(),
     "options": set(),
     "algebra": {"errors"},
-    "graph": {"algebra", "errors", "finite", "memory"},
+    "graph": {"algebra", "allocation", "errors", "finite", "memory"},
     "checkpoint": {"errors", "finite", "quantities"},
     "onnx": {"algebra", "checkpoint", "graph", "errors"},
     "exported": {"checkpoint", "graph", "errors"},
