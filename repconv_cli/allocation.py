@@ -24,7 +24,7 @@ class _Heap:
     """The heap of glibc, in a process that returns large blocks."""
 
     library: ctypes.CDLL
-    growth: int = LARGE_BYTES
+    growth: int = sys.maxsize
     resident: int = 0
 
     def return_blocks_of(self, size: int) -> bool:
@@ -77,7 +77,8 @@ def return_holes() -> None:
     """Give back what lies free between blocks in use, once the process has grown by a part of the model's weights.
 
     glibc itself gives back the end of its heap alone. What the many small tensors of a net leave between the graph's
-    nodes was more than half of the peak of some small models. Does nothing in a process of somebody else.
+    nodes was more than half of the peak of some small models. Does nothing before a model is known, as when weights
+    alone are folded piece by piece in the same memory, nor in a process of somebody else.
     """
     for heap in _heap:
         heap.return_holes()

@@ -45,6 +45,10 @@ def test_holes_are_returned_when_the_process_has_grown_by_a_part_of_the_weights(
     asked: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocation.return_large_blocks()
+    monkeypatch.setattr(allocation, "_resident", lambda: 10240 * MEBI)
+    asked.clear()
+    allocation.return_holes()
+    assert asked == [], "no model is known yet"
     allocation.suit_model(80 * MEBI)
     asked.clear()
     resident = [0]
@@ -67,6 +71,8 @@ def test_a_system_that_does_not_tell_what_is_resident_is_asked_for_nothing(
     allocation.return_large_blocks()
     asked.clear()
     monkeypatch.setattr(allocation, "_resident", fail)
+    allocation.suit_model(MEBI)
+    asked.clear()
     allocation.return_holes()
     assert asked == []
 
@@ -77,6 +83,7 @@ def test_holes_between_blocks_in_use_go_back_to_the_system() -> None:
     if heap is None:
         pytest.skip("the C library is not glibc")
     blocks = [bytearray(60_000) for _ in range(2000)]
+    heap.growth = 0
     before = allocation._resident()
     del blocks[::2]
     kept = allocation._resident()
