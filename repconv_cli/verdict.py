@@ -152,8 +152,12 @@ def judge(runs: Iterator[Outputs], limits: Limits) -> Verification:
     with torch.no_grad():
         for outputs in runs:
             sample = _add_sample(tally, outputs, limits)
-            figures = {"max_abs": [seen.difference for seen in sample], "noise": [seen.noise for seen in sample]}
-            per_sample.append({name: max(of, default=0.0) for name, of in figures.items()})
+            per_sample.append(
+                {
+                    "max_abs": max((seen.difference for seen in sample), default=0.0),
+                    "noise": max((seen.noise for seen in sample), default=0.0),
+                }
+            )
     return _verdict(tally, tuple(per_sample), limits)
 
 
