@@ -102,9 +102,12 @@ def is_large_layer(node: fx.Node, args: tuple[Any, ...]) -> bool:
     """
     if node.target not in _LAYERS or node.kwargs:
         return False
-    weight = args[1]
+    x, weight = args[:2]
     if isinstance(weight, LazyWeight):
         return True
+    if x.requires_grad:
+        # Its gradient reads the whole weight later on.
+        return False
     return _groups(args[2:]) == 1 and is_large(weight) and (weight.ndim == 4 or weight.dtype != torch.float64)
 
 

@@ -114,6 +114,13 @@ def test_operators_without_a_rule_are_fused_from_their_jacobian(case: Probed) ->
     assert_leaves(case.make, case.left, case.shape, other, is_spatial_free=case.is_spatial_free)
 
 
+@pytest.mark.parametrize("case", PROBED[:2], ids=lambda case: case.name)
+def test_a_large_layer_has_a_jacobian_too(case: Probed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repconv_cli.algebra.slabs.SLAB_VALUES", 5)
+    monkeypatch.setattr("repconv_cli.graph.interpret._FEWEST_ROWS", 1)
+    assert_leaves(case.make, case.left, case.shape, (3, *case.shape[1:]), is_spatial_free=case.is_spatial_free)
+
+
 KEPT = [
     Probed(
         "rows_reversed",
