@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from repconv_cli.cli.boundary import run_command
+from repconv_cli.cli.importing import importing
 from repconv_cli.cli.options import (
     Choosing,
     Force,
@@ -61,7 +62,8 @@ def bench(
 
     def use_case(progress: Progress) -> Result:
         options = make_options(opening, showing, judging, choosing)
-        from repconv_cli.gains import bench as measure
+        with importing():
+            from repconv_cli.gains import bench as measure
 
         return measure(source, out, options, Timing(tuple(runtime or ()), threads, batch, seconds), progress)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from repconv_cli.cli.boundary import run_command
+from repconv_cli.cli.importing import importing
 from repconv_cli.cli.options import Choosing, Judging, Opening, Showing, Source, as_typed, make_options, with_groups
 from repconv_cli.cli.page import Page
 from repconv_cli.cli.progress import Progress
@@ -40,7 +41,8 @@ def fuse(
 
     def use_case(progress: Progress) -> Result:
         options = make_options(opening, showing, judging, choosing)
-        from repconv_cli import convert
+        with importing():
+            from repconv_cli import convert
 
         return convert.fuse(source, out, options, force=force, dry_run=dry_run, progress=progress)
 

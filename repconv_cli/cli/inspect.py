@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from repconv_cli.cli.boundary import run_command
+from repconv_cli.cli.importing import importing
 from repconv_cli.cli.options import Choosing, Force, Opening, Showing, Source, as_typed, make_options, with_groups
 from repconv_cli.cli.page import Page
 from repconv_cli.cli.progress import Progress
@@ -29,7 +30,8 @@ def inspect(source: Source, opening: Opening, choosing: Choosing, showing: Showi
         found = inspect_contents(source, options)
         if found is not None:
             return found
-        from repconv_cli import convert
+        with importing():
+            from repconv_cli import convert
 
         return convert.inspect(source, options, progress)
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -104,6 +103,9 @@ def largest_tensor(module: nn.Module, shape: Shape, dtype: torch.dtype, keyword:
 
     Shapes are computed on fake tensors, no numbers.
     """
+    # Half a second, and only a model without a known input comes here.
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     # A number that is read from a tensor, such as a detector's stride, is a symbol; sizes are not.
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
     try:
