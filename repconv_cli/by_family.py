@@ -155,7 +155,8 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     cast = tensor.to(dtype)
-    if not is_finite(cast):
+    # What needs no cast was judged when it was read, or cast before.
+    if cast is not tensor and not is_finite(cast):
         raise InputError(f"tensor {quoted(key)} of the fused model is beyond what {dtype} can hold")
     return cast.contiguous()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from repconv_cli.checkpoint import WrittenFile, write_chunks, write_safetensors
+from repconv_cli.checkpoint import Writing, WrittenFile, write_chunks, write_safetensors
 from repconv_cli.checkpoint.pt2 import read_program
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.errors import InputError, OutputError, RepconvError
@@ -145,8 +145,9 @@ class ProgramOutput:
         """Return the file that now holds it."""
         del metadata
 
-        def check(written: Path, _: str) -> None:
-            if written.read_bytes() != self.data:
+        def check(temporary: Path, written: Writing) -> None:
+            written.sha256()
+            if temporary.read_bytes() != self.data:
                 raise OutputError("what was read back is not what was written", hint="The disk may be failing.")
 
         return write_chunks(path, iter([self.data]), check, force=force, source=source, dry_run=dry_run)

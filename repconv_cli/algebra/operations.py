@@ -21,7 +21,7 @@ from repconv_cli.algebra.geometry import (
     regroup_geometry,
     select_geometry,
 )
-from repconv_cli.algebra.slabs import slabs
+from repconv_cli.algebra.slabs import places, slabs
 from repconv_cli.errors import InexactError
 
 Sizes = tuple[int | None, ...]
@@ -145,13 +145,19 @@ def add_onto(total: Tensor, geometry: Geometry, weight: Tensor, own: Geometry, s
 
 def scaled(weight: Tensor, scale: Tensor | None = None) -> Tensor:
     """Return ``scale * weight`` as a new float64 tensor, with one factor per output channel."""
-    found, column = torch.empty(weight.shape, dtype=torch.float64), _column(scale, weight)
-    for place, part in slabs(weight):
-        if column is None:
-            found[place] = part
-        else:
-            torch.mul(part, column[place], out=found[place])
+    found = torch.empty(weight.shape, dtype=torch.float64)
+    write_scaled(found, weight, scale)
     return found
+
+
+def write_scaled(total: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
+    """Write ``scale * weight`` to ``total``, a float64 tensor of its shape."""
+    column = _column(scale, weight)
+    for place in places(weight):
+        # A part is multiplied while it is still in the caches.
+        part = total[place].copy_(weight[place])
+        if column is not None:
+            part.mul_(column[place])
 
 
 def _column(scale: Tensor | None, weight: Tensor) -> Tensor | None:

@@ -17,15 +17,15 @@ SLAB_VALUES = 1 << 17
 class LazyWeight:
     """A float64 weight that is computed where it is read, some output channels at a time; it takes no memory.
 
-    ``rows`` gives a new tensor: the output channels of a slice.
+    ``write`` writes the output channels of a slice to a tensor of their shape.
 
-    >>> weight = LazyWeight((4, 2), lambda place: torch.ones(4, 2, dtype=torch.float64)[place])
-    >>> weight[1:3].tolist()
-    [[1.0, 1.0], [1.0, 1.0]]
+    >>> weight = LazyWeight((4, 2), lambda place, out: out.fill_(place.start))
+    >>> [part.tolist() for _, part in slabs(weight, fewest_rows=4)]
+    [[[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]]
     """
 
     shape: tuple[int, ...]
-    rows: Callable[[slice], Tensor]
+    write: Callable[[slice, Tensor], object]
     dtype = torch.float64
 
     @property
@@ -36,26 +36,22 @@ class LazyWeight:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, place: slice) -> Tensor:
-        return self.rows(place)
-
     def numel(self) -> int:
         """Number of values."""
         return prod(self.shape)
 
     def casting(self, cast: Tensor) -> LazyWeight:
-        """Return the same weight; what is read of it is written to ``cast``, whose other values become NaN.
+        """Return the same weight; what is read of it is written to ``cast`` too, whose other values become NaN.
 
         So what is wanted in another type needs not be computed once more.
         """
         cast.fill_(float("nan"))
 
-        def rows(place: slice) -> Tensor:
-            part = self.rows(place)
-            cast[place] = part
-            return part
+        def write(place: slice, out: Tensor) -> None:
+            self.write(place, out)
+            cast[place] = out
 
-        return LazyWeight(self.shape, rows)
+        return LazyWeight(self.shape, write)
 
 
 Weight = Tensor | LazyWeight
@@ -75,13 +71,22 @@ def slabs(weight: Weight, fewest_rows: int = 1, *, channels_last: bool = False) 
     >>> [(place.start, part.dtype) for place, part in slabs(torch.zeros(3, 1 << 17))]
     [(0, torch.float64), (1, torch.float64), (2, torch.float64)]
     """
-    rows = min(len(weight), max(fewest_rows, SLAB_VALUES * len(weight) // max(1, weight.numel())))
-    buffer = None
-    if channels_last or weight.dtype != torch.float64:
-        # One for all: memory that goes and comes back for each slab costs more than the cast.
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        buffer = torch.empty((rows, *weight.shape[1:]), dtype=torch.float64, memory_format=layout)
-    for start in range(0, len(weight), rows):
-        place = slice(start, start + rows)
-        part = weight[place]
-        yield place, part if buffer is None else buffer[: len(part)].copy_(part)
+    all_places = list(places(weight, fewest_rows))
+    if isinstance(weight, Tensor) and weight.dtype == torch.float64 and not channels_last:
+        yield from ((place, weight[place]) for place in all_places)
+        return
+    write = weight.write if isinstance(weight, LazyWeight) else lambda place, out: out.copy_(weight[place])
+    # One for all: memory that goes and comes back for each slab costs more than the cast.
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (all_places[0].stop if all_places else 0, *weight.shape[1:])
+    buffer = torch.empty(shape, dtype=torch.float64, memory_format=layout)
+    for place in all_places:
+        part = buffer[: place.stop - place.start]
+        write(place, part)
+        yield place, part
+
+
+def places(weight: Weight, fewest_rows: int = 1) -> Iterator[slice]:
+    """Yield the places of the :func:`slabs` alone."""
+    rows = max(1, fewest_rows, SLAB_VALUES * len(weight) // max(1, weight.numel()))
+    yield from (slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import signal
 import stat
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO
 
 from repconv_cli.checkpoint.quoting import quoted
+from repconv_cli.checkpoint.writing import Writing
 from repconv_cli.errors import OutputError, RepconvError
 from repconv_cli.quantities import age_of, size_of
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 _LONGEST_NAME_BYTES = 200
-_PIECE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -104,27 +102,30 @@ def write_safetensors(
     return write_chunks(
         path,
         safetensors_bytes.chunks(tensors, metadata, make),
-        lambda written, sha256: safetensors_bytes.require_same(written, sha256, tensors, metadata),
+        lambda path, written: safetensors_bytes.require_same(path, written, tensors, metadata),
         force=force,
         source=source,
         dry_run=dry_run,
         release=release,
+        size=lambda: safetensors_bytes.size_of(tensors, metadata, is_made=make is not None),
     )
 
 
 def write_chunks(
     path: str | Path,
     chunks: Iterator[bytes | memoryview],
-    check: Callable[[Path, str], None],
+    check: Callable[[Path, Writing], object],
     *,
     force: bool,
     source: str | Path | None = None,
     dry_run: bool = False,
     release: Callable[[], None] | None = None,
+    size: Callable[[], int] | None = None,
 ) -> WrittenFile:
     """Return the file that now holds ``chunks``, after ``check`` has read back what is to be renamed.
 
-    ``check`` is given the file and the digest of what was written to it.
+    ``check`` runs in a thread of its own, from the start: it is given the file, as long as ``size`` gives where that is
+    known before, and what tells how much of it is written. It waits for what it reads.
 
     Complete or not there, as :func:`write_safetensors` says. Whatever ``check`` raises ends it.
     """
@@ -132,13 +133,16 @@ def write_chunks(
     shown = quoted(path, limit=200)
     try:
         with _sigterm_raises(), _temporary_beside(target) as (temporary, handle):
-            digest, size = _write_chunks(handle, chunks, release)
+            if size is not None:
+                os.ftruncate(handle.fileno(), size())
+            # Whatever ends the writing, the one that reads is told of it before it is waited for.
+            with ThreadPoolExecutor(1) as pool, Writing() as written:
+                checked = pool.submit(check, temporary, written)
+                written.write(handle, chunks, release)
+                # The disk takes its time, in which the rest is read back.
+                os.fsync(handle.fileno())
+                checked.result()
             mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
-            # The disk takes its time, in which the file is read back.
-            with ThreadPoolExecutor(1) as pool:
-                flushed = pool.submit(os.fsync, handle.fileno())
-                check(temporary, digest)
-                flushed.result()
             if not dry_run:
                 # The name may have been taken while the tensors were written.
                 check_output(path, force=force, source=source)
@@ -148,7 +152,7 @@ def write_chunks(
         raise OutputError(f"it cannot be written ({_reason(error)})", where=shown) from None
     except RepconvError as error:
         raise error.at(shown) from None
-    return WrittenFile(target, digest, size, mode)
+    return WrittenFile(target, written.sha256(), written.size, mode)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -166,7 +170,7 @@ def write_text(path: str | Path, text: str, *, force: bool, source: str | Path |
         OutputError: as :func:`check_output`, or the disk refuses.
     """
     content = text.encode("utf-8", errors="replace")
-    write_chunks(path, iter([content]), lambda written, sha256: None, force=force, source=source)
+    write_chunks(path, iter([content]), lambda path, written: None, force=force, source=source)
 
 
 def _is_file(path: str | Path, status: os.stat_result) -> bool:
@@ -212,42 +216,6 @@ def _temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-
-
-def _write_chunks(
-    handle: BinaryIO, chunks: Iterator[bytes | memoryview], release: Callable[[], None] | None
-) -> tuple[str, int]:
-    """Write ``chunks``, each hashed and written while the next is made; return the digest and the bytes written."""
-    digest, size, unreleased = hashlib.sha256(), 0, 0
-    # One thread each, so that the pieces stay in order.
-    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as writing:
-        under_way: deque[Future[object]] = deque()
-        for chunk in chunks:
-            # Nothing but the writing holds a chunk while the next one is made; two would be one too many.
-            _await(under_way)
-            for start in range(0, len(chunk), _PIECE_BYTES):
-                piece = chunk[start : start + _PIECE_BYTES]
-                # Of a chunk that is mapped no more than this one piece and the one before is in memory.
-                _await(under_way, leave=2)
-                under_way += [hashing.submit(digest.update, piece), writing.submit(handle.write, piece)]
-                unreleased += len(piece)
-                del piece
-                if release is not None and unreleased >= _PIECE_BYTES:
-                    release()
-                    unreleased = 0
-            size += len(chunk)
-            del chunk
-        _await(under_way)
-    if release is not None:
-        # The file is read back next: what it was made of need not lie beside it.
-        release()
-    handle.flush()
-    return digest.hexdigest(), size
-
-
-def _await(under_way: deque[Future[object]], leave: int = 0) -> None:
-    while len(under_way) > leave:
-        under_way.popleft().result()
 
 
 def _flush_folder(folder: Path) -> None:

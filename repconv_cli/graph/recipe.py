@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repconv_cli.algebra import ConvMap, Geometry
-from repconv_cli.algebra.operations import add_onto, reading, reads_alike, scaled
+from repconv_cli.algebra.operations import add_onto, reading, reads_alike, scaled, write_scaled
 from repconv_cli.algebra.slabs import LazyWeight, is_large
 
 Stored = tuple[Callable[[], Tensor], Geometry]
@@ -92,13 +92,12 @@ def compute_lazily(kernel: Sum) -> tuple[LazyWeight, Tensor] | None:
         bias = bias + (made.bias if scale is None else made.bias * scale)
     first, factors = _stored(whole)
 
-    def rows(place: slice) -> Tensor:
-        total = scaled(first[place], _of(factors, place))
+    def write(place: slice, out: Tensor) -> None:
+        write_scaled(out, first[place], _of(factors, place))
         for scale, weight, own in added:
-            add_onto(total, geometry, weight[place], own, _of(scale, place))
-        return total
+            add_onto(out, geometry, weight[place], own, _of(scale, place))
 
-    return LazyWeight(geometry.weight_shape, rows), bias
+    return LazyWeight(geometry.weight_shape, write), bias
 
 
 def _in_order(root: Recipe | Sum) -> list[Recipe | Sum]:

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repconv_cli.checkpoint import WrittenFile, check_output, write_chunks
+from repconv_cli.checkpoint import Writing, WrittenFile, check_output, write_chunks
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.errors import InputError, OutputError
 from repconv_cli.onnx.external import extent_of, is_external
@@ -124,7 +124,8 @@ def _write_model(
     except ValueError as error:
         raise OutputError("the model is too large for one ONNX file", where=quoted(path, limit=200)) from error
 
-    def check(temporary: Path, _: str) -> None:
+    def check(temporary: Path, written: Writing) -> None:
+        written.sha256()
         found = read_onnx(temporary).model
         if found != model:
             raise OutputError("what was read back is not what was written", hint="The disk may be failing.")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from repconv_cli.checkpoint import check_output, read, safetensors_bytes, write, write_safetensors
+from repconv_cli.checkpoint import Writing, check_output, read, safetensors_bytes, write, write_safetensors
 from repconv_cli.errors import EXIT_CANNOT_RUN, OutputError
 
 TENSORS = {
@@ -220,11 +220,12 @@ def test_any_exception_leaves_things_as_they_were(tmp_path: Path, monkeypatch, e
 def test_bytes_that_change_on_the_disk_are_found(tmp_path: Path, monkeypatch, place: int) -> None:  # type: ignore[no-untyped-def]
     real = safetensors_bytes.require_same
 
-    def damage(path: Path, *rest: Any) -> None:
+    def damage(path: Path, written: Writing, *rest: Any) -> None:
+        written.sha256()
         content = bytearray(path.read_bytes())
         content[place] ^= 1
         path.write_bytes(content)
-        real(path, *rest)
+        real(path, written, *rest)
 
     monkeypatch.setattr(safetensors_bytes, "require_same", damage)
     refused("reads back differently|cannot be read back", tmp_path / "out", TENSORS, METADATA)

@@ -166,7 +166,7 @@ def test_a_write_that_fails_leaves_what_was_there(
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("repconv_cli.checkpoint.write._write_chunks", fail)
+    monkeypatch.setattr("repconv_cli.checkpoint.writing.Writing.write", fail)
     done = run("fuse", small, out, *INPUT, "--force")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == f"error: {out}: it cannot be written ({os.strerror(code)})"
