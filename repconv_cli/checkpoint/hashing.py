@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-_CHUNK_BYTES = 1 << 20
+from repconv_cli.checkpoint.formats import open_regular
+from repconv_cli.errors import InputError
+
+# While torch is imported, a thread waits for its turn some milliseconds after each.
+_CHUNK_BYTES = 16 << 20
 
 
 class Digest:
@@ -17,9 +24,14 @@ class Digest:
 
     def __init__(self, handle: BinaryIO) -> None:
         self._descriptor = handle.fileno()
+        self._identity = _identity(handle)
         self._is_wanted = True
         self._pool = ThreadPoolExecutor(1)
         self._future: Future[str] = self._pool.submit(self._count)
+
+    def is_of(self, handle: BinaryIO) -> bool:
+        """Whether ``handle`` is of the same file, unchanged since this was begun."""
+        return _identity(handle) == self._identity
 
     def hexdigest(self) -> str:
         """Return the digest as hexadecimal digits."""
@@ -37,11 +49,46 @@ class Digest:
 
     def _count(self) -> str:
         digest, place = hashlib.sha256(), 0
+        # One for all: fresh memory for each chunk would have to be cleared first.
+        buffer = memoryview(bytearray(min(_CHUNK_BYTES, self._identity[2] + 1)))
         # Reading at a place moves nothing that the other thread relies on.
-        while self._is_wanted and (chunk := os.pread(self._descriptor, _CHUNK_BYTES, place)):
-            digest.update(chunk)
-            place += len(chunk)
+        while self._is_wanted and (count := os.preadv(self._descriptor, [buffer], place)):
+            digest.update(buffer[:count])
+            place += count
         return digest.hexdigest()
+
+
+_ahead: ContextVar[Digest | None] = ContextVar("ahead", default=None)
+
+
+@contextmanager
+def digest_ahead(path: str | Path) -> Iterator[None]:
+    """Count the SHA-256 of a file while something else is done first, such as an import, for :func:`digest_of`.
+
+    Does nothing if there is no such file: whoever opens it says why.
+    """
+    try:
+        handle = open_regular(Path(path))
+    except InputError:
+        yield
+        return
+    with handle, Digest(handle) as digest:
+        token = _ahead.set(digest)
+        try:
+            yield
+        finally:
+            _ahead.reset(token)
+
+
+def digest_of(handle: BinaryIO) -> Digest:
+    """Return the digest of an open file: the one that :func:`digest_ahead` began, if the file is still the same."""
+    ahead = _ahead.get()
+    return ahead if ahead is not None and ahead.is_of(handle) else Digest(handle)
+
+
+def _identity(handle: BinaryIO) -> tuple[int, ...]:
+    status = os.fstat(handle.fileno())
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def digest_of_all(named: Iterable[tuple[str, str]]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from repconv_cli.checkpoint.folders import CONFIG, Layout, check_shards, layout_of, layout_of_index
 from repconv_cli.checkpoint.formats import FileFormat, open_regular, recognise
-from repconv_cli.checkpoint.hashing import Digest, digest_of_all
+from repconv_cli.checkpoint.hashing import digest_of, digest_of_all
 from repconv_cli.checkpoint.hub_config import ModelConfig, read_config
 from repconv_cli.checkpoint.quoting import listed, quoted
 from repconv_cli.checkpoint.reading import FileBytes
@@ -141,7 +141,7 @@ def _read_open(path: Path, handle: BinaryIO, found: FileFormat, state_key: str |
     is_checkpoint = found in (FileFormat.TORCH_ZIP, FileFormat.TORCH_LEGACY)
     if state_key is not None and not is_checkpoint:
         raise InputError(f"--state-key chooses an entry of a torch checkpoint, and this is {found.value}")
-    with Digest(handle) as digest:
+    with digest_of(handle) as digest:
         if found is FileFormat.SAFETENSORS:
             source = _read_safetensors(path, handle, size)
         elif found is FileFormat.EXPORTED:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from repconv_cli.checkpoint.hashing import digest_ahead
 from repconv_cli.cli.boundary import run_command
 from repconv_cli.cli.importing import importing
 from repconv_cli.cli.options import Choosing, Judging, Opening, Showing, Source, as_typed, make_options, with_groups
@@ -41,10 +42,11 @@ def fuse(
 
     def use_case(progress: Progress) -> Result:
         options = make_options(opening, showing, judging, choosing)
-        with importing():
-            from repconv_cli import convert
+        with digest_ahead(source):
+            with importing():
+                from repconv_cli import convert
 
-        return convert.fuse(source, out, options, force=force, dry_run=dry_run, progress=progress)
+            return convert.fuse(source, out, options, force=force, dry_run=dry_run, progress=progress)
 
     pages = Page.wanted(showing.html, force=force, inputs=(source, out))
     run_command(use_case, showing, as_typed(opening), pages)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from repconv_cli.checkpoint.hashing import digest_ahead
 from repconv_cli.cli.boundary import run_command
 from repconv_cli.cli.importing import importing
 from repconv_cli.cli.options import Force, Judging, Opening, Showing, Source, as_typed, make_options, with_groups
@@ -36,10 +37,11 @@ def verify(
 
     def use_case(progress: Progress) -> Result:
         options = make_options(opening, showing, judging)
-        with importing():
-            from repconv_cli import convert
+        with digest_ahead(source):
+            with importing():
+                from repconv_cli import convert
 
-        return convert.verify(source, out, options, progress)
+            return convert.verify(source, out, options, progress)
 
     pages = Page.wanted(showing.html, force=force, inputs=(source, out))
     run_command(use_case, showing, as_typed(opening), pages)
