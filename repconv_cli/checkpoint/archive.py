@@ -17,6 +17,7 @@ MOST_MEMBERS = 200_000
 """Members in one archive; a checkpoint has one for each tensor storage."""
 
 _CHUNK_BYTES = 1 << 20
+_CHECKED_BYTES = 4 << 20
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _ENCRYPTED = 0x1
 _AGAIN = "Download or save it again."
@@ -36,7 +37,7 @@ class Archive:
         with _zip_errors():
             self._zip = zipfile.ZipFile(handle)
         self._members = self._checked(self._zip.infolist())
-        self._check_places()
+        self._places = self._checked_places()
 
     def names(self) -> list[str]:
         """Return every member's name, in the order of the table of contents."""
@@ -86,25 +87,35 @@ class Archive:
         if filled != size:
             raise DamagedFileError(f"member {quoted(name)} ends after {filled} of {size} bytes", hint=_AGAIN)
 
-    def checked_place(self, name: str) -> int | None:
-        """Return where in the file the bytes of member ``name`` begin, its checksum checked; None if it is compressed.
+    def place(self, name: str) -> int | None:
+        """Return where in the file the bytes of member ``name`` begin, for :meth:`check`; None if it is compressed.
 
         Raises:
-            DamagedFileError: the member is missing, cut short, or fails its checksum.
+            DamagedFileError: there is no such member.
         """
-        size = self.size(name)
-        info = self._members[name]
-        if info.compress_type != zipfile.ZIP_STORED:
-            return None
-        found = 0
-        with _zip_errors(name), self._zip.open(info) as member:
-            while chunk := member.read(_CHUNK_BYTES):
-                found += len(chunk)
-        if found != size:
-            raise DamagedFileError(f"member {quoted(name)} ends after {found} of {size} bytes", hint=_AGAIN)
-        self._handle.seek(info.header_offset)
-        header = _LOCAL_HEADER.unpack(self._handle.read(_LOCAL_HEADER.size))
-        return info.header_offset + _LOCAL_HEADER.size + int(header[-2]) + int(header[-1])
+        self.size(name)
+        is_stored = self._members[name].compress_type == zipfile.ZIP_STORED
+        return self._places[name] if is_stored else None
+
+    def check(self, name: str) -> None:
+        """Check the checksum of a member that is not compressed. Several threads may do so at a time, in a real file.
+
+        Raises:
+            DamagedFileError: it fails its checksum, or is cut short.
+        """
+        info, place, found = self._members[name], self._places[name], 0
+        left = info.file_size
+        buffer = memoryview(bytearray(min(_CHECKED_BYTES, left)))
+        with _zip_errors(name):
+            while left:
+                # Reading at a place moves nothing that another thread relies on.
+                count = os.preadv(self._handle.fileno(), [buffer[:left]], place)
+                if not count:
+                    raise EOFError
+                found = zlib.crc32(buffer[:count], found)
+                place, left = place + count, left - count
+            if found != info.CRC:
+                raise zipfile.BadZipFile
 
     def _checked(self, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
         if len(infos) > MOST_MEMBERS:
@@ -136,8 +147,9 @@ class Archive:
             raise DamagedFileError(f"member {name} claims {info.file_size} bytes and holds {info.compress_size}")
         return 0
 
-    def _check_places(self) -> None:
-        """Every member lies between its own header and the next one, so no byte is used for two of them."""
+    def _checked_places(self) -> dict[str, int]:
+        """Return where each member begins: between its own header and the next, so no byte is used for two of them."""
+        places: dict[str, int] = {}
         in_order = sorted(self._members.values(), key=lambda info: info.header_offset)
         limits = [info.header_offset for info in in_order[1:]] + [self._zip.start_dir]
         for info, limit in zip(in_order, limits, strict=False):
@@ -148,9 +160,11 @@ class Archive:
             header = _LOCAL_HEADER.unpack(self._handle.read(_LOCAL_HEADER.size))
             if header[0] != b"PK\x03\x04":
                 raise DamagedFileError(f"member {name} has no header where the table of contents puts it", hint=_AGAIN)
-            end = info.header_offset + _LOCAL_HEADER.size + header[-2] + header[-1] + info.compress_size
+            places[info.filename] = info.header_offset + _LOCAL_HEADER.size + int(header[-2]) + int(header[-1])
+            end = places[info.filename] + info.compress_size
             if end > limit:
                 raise DamagedFileError(f"member {name} overlaps what follows it, by {end - limit} bytes", hint=_AGAIN)
+        return places
 
 
 def _check_name(info: zipfile.ZipInfo) -> None:

@@ -172,8 +172,9 @@ def _read_checkpoint(
     if isinstance(inside.content, InstanceRecord):
         # A module's forward may write to what it holds.
         saved.file.keep_in_memory()
-    maker = Rebuilder(saved.read, trust)
-    content = maker.rebuild(inside.content)
+    with saved.storages() as read_storage:
+        maker = Rebuilder(read_storage, trust)
+        content = maker.rebuild(inside.content)
     notes = inside.notes
     if isinstance(content, nn.Module):
         check_module(content)

@@ -6,7 +6,9 @@ torch's own loader takes no part. It accepts claims that the file does not hold,
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 
     from repconv_cli.checkpoint.rebuild import ReadStorage
 
+Storages = Callable[[], AbstractContextManager["ReadStorage"]]
+"""Gives what reads storages. Their bytes are not to be used before its block is left: until then they are checked."""
+
+_CHECKED_AT_ONCE = 2
 _AGAIN = "Download or save it again."
 _LEGACY_PROTOCOL = 1001
 
@@ -38,7 +44,7 @@ class SavedRecords:
     record: object
     reader: PickleReader
     file: FileBytes
-    read: ReadStorage
+    storages: Storages
 
     def unwrapped(self, state_key: str | None = None) -> Unwrapped:
         """Return the module or the weights in it, checked to be made of admitted parts alone.
@@ -107,7 +113,7 @@ def open_legacy(handle: BinaryIO, trusted: Sequence[str] = ()) -> SavedRecords:
     def read(storage: StorageRecord) -> torch.Tensor:
         return file.take(places[storage.key], storage.nbytes, f"storage {quoted(storage.key)}")
 
-    return SavedRecords(record, reader, file, read)
+    return SavedRecords(record, reader, file, lambda: nullcontext(read))
 
 
 def record_folder(archive: Archive) -> str:
@@ -132,21 +138,34 @@ def _bytes_present(archive: Archive, handle: BinaryIO) -> int:
     return max(handle.seek(0, os.SEEK_END), sum(archive.size(name) for name in archive.names()))
 
 
-def storages_in(archive: Archive, folder: str, file: FileBytes) -> ReadStorage:
-    """Return what reads a storage of the checkpoint in ``folder`` of ``archive``, its checksum checked."""
+def storages_in(archive: Archive, folder: str, file: FileBytes) -> Storages:
+    """Return what reads the storages of the checkpoint in ``folder`` of ``archive``, their checksums checked."""
 
-    def read(storage: StorageRecord) -> torch.Tensor:
+    @contextmanager
+    def storages() -> Iterator[ReadStorage]:
         import torch
 
-        name = f"{folder}data/{storage.key}"
-        if file.is_mapped and (place := archive.checked_place(name)) is not None:
-            return file.take(place, storage.nbytes, f"member {quoted(name)}")
-        raw = torch.empty(storage.nbytes, dtype=torch.uint8)
-        if storage.nbytes:
-            archive.read_into(name, raw.numpy().data)
-        return raw
+        pool = ThreadPoolExecutor(_CHECKED_AT_ONCE)
+        checks: list[Future[None]] = []
 
-    return read
+        def read(storage: StorageRecord) -> torch.Tensor:
+            name = f"{folder}data/{storage.key}"
+            if file.is_mapped and (place := archive.place(name)) is not None:
+                checks.append(pool.submit(archive.check, name))
+                return file.take(place, storage.nbytes, f"member {quoted(name)}")
+            raw = torch.empty(storage.nbytes, dtype=torch.uint8)
+            if storage.nbytes:
+                archive.read_into(name, raw.numpy().data)
+            return raw
+
+        try:
+            yield read
+            for check in checks:
+                check.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    return storages
 
 
 def check_storages(archive: Archive, folder: str, reader: PickleReader) -> None:
