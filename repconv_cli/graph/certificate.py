@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 
 from repconv_cli.algebra.slabs import Weight
 from repconv_cli.errors import UnprovenError
+from repconv_cli.finite import is_finite, largest
 from repconv_cli.graph.interpret import (
     Constants,
     channels_last,
@@ -106,11 +107,11 @@ def _error(operator: Callable[[Tensor], Tensor], branches: _Values) -> float:
             return float("inf")
     if found.shape != branches.y.shape:
         return float("inf")
-    difference = (found - branches.y).abs()
-    if not bool(torch.isfinite(difference).all()):
+    difference = found - branches.y
+    if not is_finite(difference):
         return float("inf")
     # Where nothing was summed nothing may differ; elsewhere the smallest scale that float64 can resolve.
-    return float((difference / branches.scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
+    return largest(difference.div_(branches.scale.clamp_min(torch.finfo(torch.float64).tiny)))
 
 
 def _run(region: list[fx.Node], x: Tensor, fusion: Fusion, constants: Constants) -> tuple[Tensor, Tensor]:

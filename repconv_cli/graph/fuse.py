@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repconv_cli.algebra.slabs import LazyWeight, Weight
 from repconv_cli.errors import InputError, UnprovenError
-from repconv_cli.finite import is_finite
+from repconv_cli.finite import is_finite, largest
 from repconv_cli.graph.certificate import Certificate, certify
 from repconv_cli.graph.interpret import run_side_by_side, running
 from repconv_cli.graph.plan import Block, Plan, make_plan
@@ -247,11 +247,12 @@ def range_difference(expected: list[list[Any]], found: list[list[Any]]) -> float
 
 
 def _relative(before: Tensor, after: Tensor) -> float:
-    finite = torch.isfinite(before)
-    if before.shape != after.shape or not torch.equal(finite, torch.isfinite(after)):
+    if before.shape != after.shape:
         return float("inf")
-    if not bool(finite.any()):
-        return 0.0
-    spread = float(before[finite].abs().max())
-    difference = float((after - before)[finite].abs().max())
+    if not (is_finite(before) and is_finite(after)):
+        finite = torch.isfinite(before)
+        if not torch.equal(finite, torch.isfinite(after)):
+            return float("inf")
+        before, after = before[finite], after[finite]
+    spread, difference = largest(before), largest(after - before)
     return difference / spread if spread else difference

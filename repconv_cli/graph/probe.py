@@ -227,5 +227,5 @@ def _check(run: Callable[[Tensor], Tensor], found: ConvMap, shape: tuple[int, ..
     magnitude = ConvMap(found.weight.abs(), found.bias.abs(), found.geometry)
     with torch.no_grad():
         expected, computed, scale = run(x), found(x), magnitude(x.abs())
-    if computed.shape != expected.shape or bool(((computed - expected).abs() > TOLERANCE * scale).any()):
+    if computed.shape != expected.shape or bool((computed.sub_(expected).abs_() > scale.mul_(TOLERANCE)).any()):
         raise InexactError("not the same map at every place")
