@@ -32,8 +32,8 @@ def small_places(block: Block, region: list[fx.Node], operator: fx.Graph, consta
     calls = [*region, *(node for node in operator.nodes if node.op == "call_function")]
     places = _places(axes, term.axis, len(shape)) if all(_is_local(node) for node in calls) else {}
     stride = max((axis.stride for axis in axes), default=1)
-    # A window at one border then sees no other border, and another one lies inside.
-    smallest = max((axis.extent for axis in axes), default=1) + stride
+    # A window at one border then sees no other border, and another one lies inside what is not cropped.
+    smallest = max((axis.extent - min(axis.low, 0) - min(axis.high, 0) for axis in axes), default=1) + stride
 
     def sizes(grown: int) -> Iterator[int]:
         for index, size in enumerate(shape[1:], start=1):

@@ -200,6 +200,20 @@ def test_a_fixed_size_is_proved_at_a_small_one_with_its_remainder(size: int, mon
     assert width == 5
 
 
+@pytest.mark.parametrize("is_fixed", [True, False])
+def test_what_is_cropped_first_is_proved_at_more_than_one_window(
+    is_fixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {"conv": conv(4, 4, 3, padding=0), "norm": nn.BatchNorm2d(4)}
+    cropped = Formula(lambda part, x: part.norm(torch.nn.functional.pad(part.conv(x), [-6, -5, -4, -7])), **parts)
+    plan, right = planned(randomised(cropped), (2, 4, 30, 30), is_fixed=is_fixed)
+    found = places(monkeypatch)
+    assert certify(right, plan.analysis.constants).is_proof
+    for _, _, height, width in found:
+        assert 11 + 3 + 1 <= height < 20
+        assert 11 + 3 + 1 <= width < 20
+
+
 def test_what_knows_a_place_by_its_number_is_proved_at_the_size_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten of twelve rows are kept: at a small size that is all of them, on either side of the proof."""
     parts = {"conv": conv(4, 4, 3), "norm": nn.BatchNorm2d(4)}
