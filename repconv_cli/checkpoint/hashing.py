@@ -30,8 +30,8 @@ class Digest:
         self._future: Future[str] = self._pool.submit(self._count)
 
     def is_of(self, handle: BinaryIO) -> bool:
-        """Whether ``handle`` is of the same file, unchanged since this was begun."""
-        return _identity(handle) == self._identity
+        """Whether ``handle`` is of the same file, unchanged since this was begun, and this is not given up."""
+        return self._is_wanted and _identity(handle) == self._identity
 
     def hexdigest(self) -> str:
         """Return the digest as hexadecimal digits."""

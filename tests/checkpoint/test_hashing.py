@@ -37,6 +37,15 @@ def test_a_digest_that_was_begun_is_gone_on_with(path: Path) -> None:
         assert later is not first
 
 
+def test_a_digest_that_was_given_up_is_not_gone_on_with(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repconv_cli.checkpoint.hashing._CHUNK_BYTES", 1)
+    with digest_ahead(path), path.open("rb") as handle:
+        with pytest.raises(ZeroDivisionError), digest_of(handle):
+            raise ZeroDivisionError
+        with digest_of(handle) as digest:
+            assert digest.hexdigest() == hashlib.sha256(CONTENT).hexdigest()
+
+
 @pytest.mark.parametrize("is_replaced", [True, False])
 def test_a_file_that_changed_is_counted_anew(path: Path, is_replaced: bool) -> None:
     changed = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
