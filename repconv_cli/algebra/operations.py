@@ -21,7 +21,7 @@ from repconv_cli.algebra.geometry import (
     regroup_geometry,
     select_geometry,
 )
-from repconv_cli.algebra.slabs import places, slabs
+from repconv_cli.algebra.slabs import slab_places, slabs
 from repconv_cli.errors import InexactError
 
 Sizes = tuple[int | None, ...]
@@ -150,12 +150,12 @@ def scaled(weight: Tensor, scale: Tensor | None = None) -> Tensor:
     return found
 
 
-def write_scaled(total: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
-    """Write ``scale * weight`` to ``total``, a float64 tensor of its shape."""
+def write_scaled(out: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
+    """Write ``scale * weight`` to ``out``, a float64 tensor of its shape."""
     column = _column(scale, weight)
-    for place in places(weight):
+    for place in slab_places(weight):
         # A part is multiplied while it is still in the caches.
-        part = total[place].copy_(weight[place])
+        part = out[place].copy_(weight[place])
         if column is not None:
             part.mul_(column[place])
 

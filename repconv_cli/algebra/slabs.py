@@ -71,7 +71,7 @@ def slabs(weight: Weight, fewest_rows: int = 1, *, channels_last: bool = False) 
     >>> [(place.start, part.dtype) for place, part in slabs(torch.zeros(3, 1 << 17))]
     [(0, torch.float64), (1, torch.float64), (2, torch.float64)]
     """
-    all_places = list(places(weight, fewest_rows))
+    all_places = slab_places(weight, fewest_rows)
     if isinstance(weight, Tensor) and weight.dtype == torch.float64 and not channels_last:
         yield from ((place, weight[place]) for place in all_places)
         return
@@ -86,7 +86,7 @@ def slabs(weight: Weight, fewest_rows: int = 1, *, channels_last: bool = False) 
         yield place, part
 
 
-def places(weight: Weight, fewest_rows: int = 1) -> Iterator[slice]:
-    """Yield the places of the :func:`slabs` alone."""
+def slab_places(weight: Weight, fewest_rows: int = 1) -> list[slice]:
+    """Return the places of the :func:`slabs` alone."""
     rows = max(1, fewest_rows, SLAB_VALUES * len(weight) // max(1, weight.numel()))
-    yield from (slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows))
+    return [slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows)]

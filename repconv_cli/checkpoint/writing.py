@@ -74,7 +74,7 @@ class Writing:
 
         ``release`` is called now and then, when some were written.
         """
-        digest, unreleased, unflushed = hashlib.sha256(), 0, 0
+        digest, fresh = hashlib.sha256(), 0
 
         def write(piece: bytes | memoryview) -> None:
             handle.write(piece)
@@ -95,18 +95,18 @@ class Writing:
                     # Of a chunk that is mapped no more than this one piece and the one before is in memory.
                     _await(under_way, leave=2)
                     under_way += [hashing.submit(digest.update, piece), writing.submit(write, piece)]
-                    unreleased += len(piece)
-                    unflushed += len(piece)
+                    fresh += len(piece)
                     del piece
-                    if release is not None and unreleased >= _PIECE_BYTES:
+                    if fresh < _PIECE_BYTES:
+                        continue
+                    fresh = 0
+                    if release is not None:
                         release()
-                        unreleased = 0
+                    if not flushed or flushed[-1].done():
+                        # What the disk has by now is not waited for at the end. It tells each error once.
+                        _await(flushed)
+                        flushed.append(flushing.submit(os.fsync, handle.fileno()))
                 del chunk
-                if unflushed >= _PIECE_BYTES and (not flushed or flushed[-1].done()):
-                    # The disk takes its time; what it has by now is not waited for at the end. An error is told once.
-                    _await(flushed)
-                    flushed.append(flushing.submit(os.fsync, handle.fileno()))
-                    unflushed = 0
             _await(under_way)
             _await(flushed)
         if release is not None:

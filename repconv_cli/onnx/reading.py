@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from repconv_cli.checkpoint.formats import open_regular, opens_onnx
+from repconv_cli.checkpoint.hashing import digest_of
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.errors import DamagedFileError, InputError, RepconvError
 from repconv_cli.onnx.external import extent_of, is_external
@@ -79,16 +79,16 @@ def read_onnx(path: str | Path) -> OnnxFile:
     require("onnx", "onnxruntime")
     named = Path(path)
     try:
-        with open_regular(named) as handle:
+        with open_regular(named) as handle, digest_of(handle) as digest:
             data = handle.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise InputError("the file is larger than 2 GB, which no ONNX file can be")
-        model = _parsed(data)
-        _check(model)
-        beside = _check_external(model, named.parent)
+            if len(data) > MOST_BYTES:
+                raise InputError("the file is larger than 2 GB, which no ONNX file can be")
+            model = _parsed(data)
+            _check(model)
+            beside = _check_external(model, named.parent)
+            return OnnxFile(named, model, digest.hexdigest(), len(data) + beside)
     except RepconvError as error:
         raise error.at(quoted(named, limit=200)) from None
-    return OnnxFile(named, model, hashlib.sha256(data).hexdigest(), len(data) + beside)
 
 
 def _parsed(data: bytes) -> ModelProto:

@@ -62,6 +62,8 @@ def test_what_was_not_read_of_a_weight_is_not_taken_for_a_number() -> None:
     assert torch.equal(out, whole[1:3])
     assert torch.equal(cast[1:3], whole[1:3].float())
     assert bool(cast[[0, 3, 4, 5]].isnan().all())
+    assert torch.equal(torch.cat([part.clone() for _, part in slabs(lazy)]), whole)
+    assert torch.equal(cast, whole.float())
 
 
 @pytest.mark.parametrize("shape", SHAPES)

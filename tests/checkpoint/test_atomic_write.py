@@ -29,6 +29,7 @@ TENSORS = {
     "half": torch.ones(3).half(), "flag": torch.tensor([True, False, True]), "none": torch.empty(0, 2),
     "brain": torch.ones(2).bfloat16(), "eight": torch.ones(5).to(torch.float8_e4m3fn),
 }  # fmt: skip
+LARGER = {"a": torch.randn(7, 3, 5), "b": torch.randn(20), "c": torch.tensor(3.0), "d": torch.randn(4, 2).half()}
 METADATA = {f"key {n}": f"väl\n{n}" for n in range(8)}
 
 
@@ -216,8 +217,13 @@ def test_any_exception_leaves_things_as_they_were(tmp_path: Path, monkeypatch, e
     assert leftovers(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("place", [-1, 3, 60])
-def test_bytes_that_change_on_the_disk_are_found(tmp_path: Path, monkeypatch, place: int) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("group", [8, 16, 100, 1 << 20])
+@pytest.mark.parametrize("tensors", [TENSORS, LARGER], ids=["all types", "larger"])
+@pytest.mark.parametrize("place", [-1, -30, -200, -300, 3, 60])
+def test_bytes_that_change_on_the_disk_are_found(tmp_path: Path, monkeypatch, place: int, tensors, group: int) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(safetensors_bytes, "_GROUP_BYTES", group)
+    good = write_safetensors(tmp_path / "good", tensors, METADATA, force=False)
+    assert good.path.stat().st_size == good.size_bytes == safetensors_bytes.size_of(tensors, METADATA, is_made=False)
     real = safetensors_bytes.require_same
 
     def damage(path: Path, written: Writing, *rest: Any) -> None:
@@ -228,8 +234,8 @@ def test_bytes_that_change_on_the_disk_are_found(tmp_path: Path, monkeypatch, pl
         real(path, written, *rest)
 
     monkeypatch.setattr(safetensors_bytes, "require_same", damage)
-    refused("reads back differently|cannot be read back", tmp_path / "out", TENSORS, METADATA)
-    assert leftovers(tmp_path) == []
+    refused("reads back differently|cannot be read back", tmp_path / "out", tensors, METADATA)
+    assert leftovers(tmp_path) == ["good"]
 
 
 def test_a_name_taken_in_the_meantime_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
