@@ -23,7 +23,7 @@ def nodes_after(plan: Plan) -> tuple[NodeFacts, ...]:
     program = rewrite(plan, fusions)
     owner = {key: index for index, fusion in enumerate(fusions) for key in fusion.keys}
     shapes = {key: tuple(tensor.shape) for key, tensor in program.tensors.items()}
-    shapes |= {fusion.keys[0]: fusion.block.weight_shape for fusion in fusions if fusion.keys}
+    shapes |= {key: shape for block in plan.blocks for key, shape in block.tensors.items()}
     blocks = {
         node: owner[str(source.target)]
         for node in program.graph.nodes

@@ -54,13 +54,14 @@ def _picture(block: Block, plan: Plan) -> Picture:
     branches = [_facts(label, part, geometry, block, pairs) for label, part in parts]
     # As the block's kind names them: the largest kernel first, the identity last.
     branches.sort(key=lambda kernel: (kernel.label == "identity", -prod(kernel.extent)))
+    key = f"{block.target}.weight"
     return Picture(
         taps=(prod(extent[:-1]), extent[-1]) if extent else (1, 1),
         pairs=pairs,
         branches=tuple(branches),
         fused=_kernel_facts("sum", fused, extent, pairs),
         ranges_before=ranges,
-        range_after=range_of(f"{block.target}.weight", fused, _output_axis(geometry)),
+        range_after=range_of(key, fused, _output_axis(geometry)) if key in block.tensors else None,
     )
 
 

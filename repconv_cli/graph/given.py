@@ -181,6 +181,7 @@ class _Placer:
             choice=choice,
             sources=tuple(sorted(block.sources)),
             target=block.target,
+            tensors={key: tuple(tensor.shape) for key, tensor in block.tensors.items()},
             weight_shape=shape,
             before=choice.before.per_sample(samples),
             after=choice.candidate.cost.per_sample(samples),

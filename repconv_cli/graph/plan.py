@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 
 from torch import fx
 
@@ -17,15 +18,16 @@ from repconv_cli.graph.program import Program, is_computation, unused_path
 from repconv_cli.graph.refusals import Refusal, find_refusals
 from repconv_cli.graph.select import Choice, select
 from repconv_cli.graph.spread import spread_norms
-from repconv_cli.graph.written import is_written_as_linear, takeable_geometry, written_geometry
+from repconv_cli.graph.written import is_written_as_linear, takeable_geometry, written_tensors
 
 
 @dataclass(frozen=True)
 class Block:
     """A multi-branch unit, or a convolution and its norm, that becomes one operator on its anchor.
 
-    ``target`` is the key of the new weight, without ``.weight``; empty where the node is its anchor's own value.
-    ``sources`` are the tensor keys that go into it. Counts are of this block alone, for one sample.
+    ``target`` is the module path of the new tensors, ``tensors`` their shapes by key: none where the node is its
+    anchor's own value. ``weight_shape`` is the kernel's, however it is written. ``sources`` are the tensor keys that go
+    into it. Counts are of this block alone, for one sample.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Block:
     choice: Choice
     sources: tuple[str, ...]
     target: str
+    tensors: Mapping[str, tuple[int, ...]]
     weight_shape: tuple[int, ...]
     before: Cost
     after: Cost
@@ -164,8 +167,9 @@ class _Naming:
         removed = (choice.node, *choice.freed)
         sources = self._sources(removed)
         anchor = choice.candidate.anchor
-        shape = weight_shape(choice)
-        target = self._target(choice, sources, shape) if shape else ""
+        tensors = written_tensors(choice.candidate.term, anchor)
+        shape = weight_shape(choice) if tensors else ()
+        target = self._target(choice, sources, tensors) if tensors else ""
         branches = branches_of(choice.node, anchor.node, self.analysis.steps)
         return Block(
             name=self._name(branches.total() > 1, sources, target, choice),
@@ -174,11 +178,12 @@ class _Naming:
             choice=choice,
             sources=tuple(sources),
             target=target,
+            tensors={f"{target}.{name}": tensor for name, tensor in tensors.items()},
             weight_shape=shape,
             before=choice.before.per_sample(self.program.samples()),
             after=choice.candidate.cost.per_sample(self.program.samples()),
             params_before=self._parameters(sources),
-            params_after=_product(shape) + shape[0] if shape else 0,
+            params_after=sum(map(prod, tensors.values())),
             convs_before=sum(is_convolution(node) for node in removed),
             convs_after=int(_is_written_as_convolution(choice)),
             norms_before=sum(is_norm(node) for node in removed),
@@ -195,7 +200,7 @@ class _Naming:
     def _parameters(self, sources: list[str]) -> int:
         return sum(self.program.tensors[key].numel() for key in sources if key in self.program.parameters)
 
-    def _target(self, choice: Choice, sources: list[str], shape: tuple[int, ...]) -> str:
+    def _target(self, choice: Choice, sources: list[str], tensors: Mapping[str, tuple[int, ...]]) -> str:
         """Return the module path of the branch whose kernel has the fused shape, else a new one under the block."""
         is_convolution_weight = choice.candidate.term.convolutions > 0
         for key in sources:
@@ -203,8 +208,7 @@ class _Naming:
             if (
                 is_convolution_weight
                 and leaf == "weight"
-                and len(shape) > 1
-                and tuple(self.program.tensors[key].shape) == _stored_shape(choice, shape)
+                and tuple(self.program.tensors[key].shape) == tensors["weight"]
                 and self.uses[key] == 1
                 and self._is_free(f"{path}.bias" if path else "bias", sources)
             ):
@@ -245,25 +249,10 @@ def weight_shape(choice: Choice) -> tuple[int, ...]:
     return shape[:2] if is_written_as_linear(term, anchor) else shape
 
 
-def _stored_shape(choice: Choice, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the new weight as it is stored: transposed layers have theirs the other way around."""
-    geometry = written_geometry(choice.candidate.term, choice.candidate.anchor)
-    if geometry.transposed:
-        return (geometry.in_channels, geometry.out_channels // geometry.groups, *shape[2:])
-    return shape
-
-
 def _is_written_as_convolution(choice: Choice) -> bool:
     """Whether the new operator is a convolution, not a linear layer, a scale or nothing."""
     term = choice.candidate.term
     return term.convolutions > 0 and not is_written_as_linear(term, choice.candidate.anchor)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def count_ops(program: Program) -> dict[str, int]:

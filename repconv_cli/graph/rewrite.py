@@ -151,21 +151,24 @@ def _keys(block: Block) -> tuple[str, str]:
 
 
 def _scale_and_shift(block: Block) -> Fusion:
-    """One factor and one constant per channel, as one elementwise operator."""
-    axis = block.choice.candidate.term.axis
-    assert axis is not None
-    shape = (-1, *(1,) * (len(block.anchor.meta["shape"]) - 1 - axis))
-    keys = _keys(block)
+    """One factor and one constant per channel, as one elementwise operator, without what is neutral."""
+    weight, bias = _keys(block)
 
-    def compute() -> tuple[Tensor, Tensor]:
-        kernel, bias = _kernel(block)
-        return kernel.weight.reshape(shape), bias.reshape(shape)
+    def compute() -> tuple[Tensor, ...]:
+        kernel, constant = _kernel(block)
+        found = {weight: kernel.weight, bias: constant}
+        return tuple(found[key].reshape(shape) for key, shape in block.tensors.items())
 
     def emit(graph: fx.Graph, x: fx.Node) -> fx.Node:
-        weight, bias = (graph.get_attr(key) for key in keys)
-        return graph.call_function(aten.addcmul.default, (bias, x, weight))
+        stored = {key: graph.get_attr(key) for key in block.tensors}
+        if len(stored) == 2:
+            return graph.call_function(aten.addcmul.default, (stored[bias], x, stored[weight]))
+        operators = {weight: aten.mul.Tensor, bias: aten.add.Tensor}
+        for key, operand in stored.items():
+            x = graph.call_function(operators[key], (x, operand))
+        return x
 
-    return Fusion(block, emit, keys, compute)
+    return Fusion(block, emit, tuple(block.tensors), compute)
 
 
 def _linear(block: Block) -> Fusion:

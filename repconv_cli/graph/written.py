@@ -7,6 +7,7 @@ from dataclasses import replace
 from repconv_cli.algebra import Geometry
 from repconv_cli.algebra.geometry import regroup_geometry
 from repconv_cli.graph.arrange import moves
+from repconv_cli.graph.recipe import compute
 from repconv_cli.graph.term import Anchor, Term
 
 
@@ -99,3 +100,30 @@ def written_geometry(term: Term, anchor: Anchor) -> Geometry:
     if turned is None or turned.multiply_accumulates(sizes) >= plain.multiply_accumulates(sizes):
         return plain
     return turned
+
+
+def written_tensors(term: Term, anchor: Anchor) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that the operator reads, with their shapes as they are stored: none where it has no kernel.
+
+    A scale and shift alone reads none that is neutral.
+    """
+    if term.axis is None:
+        return {}
+    geometry = written_geometry(term, anchor)
+    if not term.convolutions and geometry.is_diagonal():
+        return _scale_and_shift(term, anchor)
+    _, _, *taps = shape = geometry.weight_shape
+    if is_written_as_linear(term, anchor):
+        shape = shape[:2]
+    elif geometry.transposed:
+        shape = (geometry.in_channels, geometry.out_channels // geometry.groups, *taps)
+    return {"weight": shape, "bias": (geometry.out_channels,)}
+
+
+def _scale_and_shift(term: Term, anchor: Anchor) -> dict[str, tuple[int, ...]]:
+    assert term.axis is not None
+    assert term.recipe is not None
+    kernel = compute(term.recipe)
+    is_read = {"weight": bool((kernel.weight != 1).any()), "bias": bool(term.offset.any() or kernel.bias.any())}
+    column = (anchor.shape[term.axis], *(1,) * (len(anchor.shape) - 1 - term.axis))
+    return {name: column for name, is_one_read in is_read.items() if is_one_read}

@@ -23,12 +23,7 @@ def planned_nodes(translated: Translated, plan: Plan) -> list[NodeProto]:
     """Return the operators that :func:`rewrite` would leave, with no kernel computed."""
     fusions = tuple(fuse_block(block) for block in plan.blocks)
     zero = torch.zeros((), dtype=torch.float64)
-    shadows = {}
-    for fusion in fusions:
-        shape = fusion.block.weight_shape
-        # The bias is the last; of a scale, only that there are both counts.
-        for key in fusion.keys:
-            shadows[key] = zero.expand(shape if key.endswith(".weight") else shape[:1])
+    shadows = {key: zero.expand(shape) for block in plan.blocks for key, shape in block.tensors.items()}
     return _Rewriter(translated, fusions, shadows).nodes()
 
 

@@ -231,3 +231,29 @@ def free_height_and_width() -> ModelProto:
     g = Graph(("N", 4, "H", "W"))
     strided = g.conv("x", strides=[2, 2]), g.conv("x", kernel=(1, 1), strides=[2, 2])
     return finished(g, g.node("Add", g.norm(strided[0]), g.norm(strided[1])))
+
+
+@case({"Mul": 1, "Add": 1, "Relu": 1})
+def scale_and_shift() -> ModelProto:
+    g = Graph()
+    scaled = g.node("Mul", g.node("Mul", "x", g.noise(4, 1, 1)), g.noise(4, 1, 1))
+    return finished(g, g.node("Sub", g.node("Add", scaled, g.noise(4, 1, 1)), g.noise(4, 1, 1)))
+
+
+@case({"Mul": 1, "Relu": 1})
+def two_scales() -> ModelProto:
+    g = Graph()
+    return finished(g, g.node("Mul", g.node("Div", "x", g.noise(4, 1, 1)), g.noise(4, 1, 1)))
+
+
+@case({"Add": 1, "Relu": 1})
+def two_shifts() -> ModelProto:
+    g = Graph()
+    return finished(g, g.node("Sub", g.node("Add", "x", g.noise(4, 1, 1)), g.noise(4, 1, 1)))
+
+
+@case({"Relu": 1})
+def two_scales_that_cancel() -> ModelProto:
+    g = Graph()
+    powers = g.constant(np.float32([1, -2, 4, 0.5]).reshape(4, 1, 1))
+    return finished(g, g.node("Div", g.node("Mul", "x", powers), powers))

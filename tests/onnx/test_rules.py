@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import repconv_cli
 from tests.onnx.blocks import CASES, repvgg
-from tests.onnx.graphs import assert_same, fuse, operators
+from tests.onnx.graphs import assert_same, fuse, operators, save
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -20,6 +21,17 @@ def test_a_block_becomes_one_operator_and_gives_the_same(name: str, tmp_path: Pa
     assert_same(before, after, *case.shapes)
     assert result.verification is not None
     assert result.verification.verdict == "pass"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inspect_tells_what_fuse_leaves(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    told = repconv_cli.inspect(save(case.make(), tmp_path), input=case.shapes[0]).totals
+    after, result = fuse(case.make(), tmp_path, input=case.shapes[0])
+    assert result.totals is not None
+    assert told is not None
+    assert (told.convs, told.norms, told.ops) == (result.totals.convs, result.totals.norms, result.totals.ops)
+    assert told.ops.after == sum(operators(after).values())
 
 
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 15, 18, 21, 22])
