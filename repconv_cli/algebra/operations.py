@@ -285,13 +285,21 @@ def _channel_product(outer: Tensor, inner: Tensor, outer_groups: int, inner_grou
     if outer_groups >= inner_groups:
         left = outer.reshape(batches, outputs // batches, middle_out, taps_out)
         right = inner.reshape(batches, middle // batches, inputs, taps_in)
-        product = torch.einsum("bomt,bmis->boits", left, right)
+        product = _summed("bomt,bmis->boits", left, right)
         return product.reshape(outputs, inputs, taps_out * taps_in)
     ratio = inner_groups // outer_groups
     left = outer.reshape(outer_groups, outputs // outer_groups, ratio, middle_out // ratio, taps_out)
     right = inner.reshape(outer_groups, ratio, middle // inner_groups, inputs, taps_in)
-    product = torch.einsum("gormt,grmis->gorits", left, right)
+    product = _summed("gormt,grmis->gorits", left, right)
     return product.reshape(outputs, ratio * inputs, taps_out * taps_in)
+
+
+def _summed(equation: str, left: Tensor, right: Tensor) -> Tensor:
+    """Return the sum over ``m``; of a single value by multiplication, in a quarter of a matrix product's memory."""
+    axes = [operand.index("m") for operand in equation.split("->")[0].split(",")]
+    if left.shape[axes[0]] == 1:
+        left, right, equation = left.squeeze(axes[0]), right.squeeze(axes[1]), equation.replace("m", "")
+    return torch.einsum(equation, left, right)
 
 
 def concatenate(parts: tuple[ConvMap, ...], sizes: Sizes | None = None) -> ConvMap:
