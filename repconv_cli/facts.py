@@ -76,6 +76,6 @@ def _macs(plan: Plan) -> Change:
     """Return the multiply-accumulates of one sample."""
     costs = {node: cost_of_node(node, plan.analysis.steps).macs for node in plan.program.graph.nodes}
     saved = sum(block.choice.before.macs - block.choice.candidate.cost.macs for block in plan.blocks)
-    saved += sum(costs[node] for node in no_longer_computed(plan.lifted, plan.removed(), plan.program.graph))
+    saved += sum(costs[node] for node in no_longer_computed(plan.lifted, plan.removed(), plan.analysis.constants))
     samples = plan.program.samples()
     return Change(sum(costs.values()) // samples, (sum(costs.values()) - saved) // samples)

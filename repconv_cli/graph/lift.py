@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from repconv_cli.graph.interpret import Constants, value_inputs
-from repconv_cli.graph.program import Program, is_computation, unused_path
+from repconv_cli.graph.program import Program, unused_path
 
 aten = torch.ops.aten
 
@@ -91,10 +91,10 @@ def _key(node: fx.Node, taken: set[str]) -> str:
     return key
 
 
-def no_longer_computed(lifted: tuple[Lifted, ...], removed: set[fx.Node], graph: fx.Graph) -> set[fx.Node]:
-    """Return the constants of ``graph`` that nothing computes any more once ``lifted`` are stored."""
+def no_longer_computed(lifted: tuple[Lifted, ...], removed: set[fx.Node], constants: Constants) -> set[fx.Node]:
+    """Return the constants that nothing computes any more once ``lifted`` are stored and ``removed`` are gone."""
     gone = {item.node for item in lifted}
-    for node in reversed(graph.nodes):
-        if is_computation(node) and node.users and all(user in gone or user in removed for user in node.users):
+    for node in reversed(constants.program.graph.nodes):
+        if node in constants and node.users and all(user in gone or user in removed for user in node.users):
             gone.add(node)
     return gone - removed

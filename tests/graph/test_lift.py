@@ -153,3 +153,12 @@ def test_a_value_of_the_type_of_itself_is_read() -> None:
     assert not fused.plan.lifted
     x = noise(SHAPE)[0]
     torch.testing.assert_close(ProgramModule(fused.program)(x), ProgramModule(program)(x))
+
+
+def test_work_is_told_of_what_is_left_alone_too() -> None:
+    # The second convolution is a block's input: every reader of its value goes, it does not.
+    module = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    module.append(nn.BatchNorm2d(2))
+    found = totals(make_plan(trace(module.eval(), noise(SHAPE)))).macs
+    work = 4 * 4 * 9 * 4 * 4 + 2 * 2 * 4 * 8 * 9 + 2 * 2 * 8 * 2
+    assert (found.before, found.after) == (work, work)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.zoo import CATALOGUE
+from repconv_cli.facts import totals
 from repconv_cli.graph.plan import count_ops
-from repconv_cli.graph.program import ProgramModule
+from repconv_cli.graph.program import Program, ProgramModule
 from tests.zoo.conftest import FusedModel
 
 CERTIFICATE_LIMIT = 1e-12
@@ -46,6 +48,20 @@ def test_no_more_is_left_than_by_the_library_or_by_hand(fused_model: FusedModel)
     if fused_model.model.convs_by_hand is not None:
         assert left["convs"] <= fused_model.model.convs_by_hand
     assert left["norms"] == fused_model.model.norms_left
+
+
+def test_told_work_is_what_torch_counts(fused_model: FusedModel):
+    told = totals(fused_model.fused.plan).macs
+    counted = [_counted_macs(fused_model, program) for program in (fused_model.program, fused_model.fused.program)]
+    # Torch does not count a product with a vector (D-FINE has some: a millionth of its work).
+    assert [told.before, told.after] == pytest.approx(counted, rel=1e-5)
+
+
+def _counted_macs(fused_model: FusedModel, program: Program) -> float:
+    args, kwargs = fused_model.model.example()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ProgramModule(program)(*args, **kwargs)
+    return counter.get_total_flops() / (2 * program.samples())
 
 
 def test_source_model_and_graph_are_unchanged(fused_model: FusedModel):
