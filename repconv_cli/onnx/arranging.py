@@ -26,4 +26,7 @@ def arranged(target: Any, args: tuple[Any, ...], sizes: list[Size]) -> list[Size
         merged = sizes[first : last + 1]
         whole = (prod(size for size, _ in merged), any(is_free for _, is_free in merged))
         return [*sizes[:first], whole, *sizes[last + 1 :]]
+    if target is aten.reshape.default:
+        values, held = prod(size for size, _ in sizes), prod(size for size in args[0] if size != -1)
+        return [(values // held, any(free for _, free in sizes)) if size == -1 else (size, False) for size in args[0]]
     return sizes

@@ -174,6 +174,13 @@ def _flatten(to: Emitter, args: tuple[Any, ...], keywords: dict[str, Any], x: fx
     return to.node("Reshape", [value, to.numbers([*[0] * first, merged, *after])])
 
 
+@_writes(aten.reshape.default)
+def _reshape(to: Emitter, args: tuple[Any, ...], keywords: dict[str, Any], x: fx.Node | None) -> str:
+    del keywords, x
+    value, shape = args
+    return to.node("Reshape", [value, to.numbers(shape)])
+
+
 @_writes(aten.pad.default)
 def _pad(to: Emitter, args: tuple[Any, ...], keywords: dict[str, Any], x: fx.Node | None) -> str:
     del keywords

@@ -257,3 +257,25 @@ def two_scales_that_cancel() -> ModelProto:
     g = Graph()
     powers = g.constant(np.float32([1, -2, 4, 0.5]).reshape(4, 1, 1))
     return finished(g, g.node("Div", g.node("Mul", "x", powers), powers))
+
+
+@case({"MatMul": 1, "Add": 1, "Reshape": 1, "Relu": 1}, (2, 7, 6), (1, 7, 6))
+def norm_over_tokens_before_heads() -> ModelProto:
+    g = Graph(("N", 7, 6))
+    rows = g.node("Reshape", g.node("MatMul", "x", g.noise(6, 8)), g.integers(-1, 8))
+    return finished(g, g.node("Reshape", g.norm(rows, 8), g.integers(-1, 7, 2, 4)))
+
+
+@case({"MatMul": 1, "Add": 1, "Reshape": 1, "Relu": 1}, (3, 7, 6))
+def norm_over_tokens_before_heads_of_known_sizes() -> ModelProto:
+    g = Graph((3, 7, 6))
+    rows = g.node("Reshape", g.node("MatMul", "x", g.noise(6, 8)), g.integers(21, 8))
+    return finished(g, g.node("Reshape", g.norm(rows, 8), g.integers(3, 7, 2, 4)))
+
+
+@case({"Reshape": 2, "Gemm": 1, "Relu": 1}, (2, 4, 3, 5), (1, 4, 3, 5))
+def layer_over_the_whole_image_beside_convolutions() -> ModelProto:
+    g = Graph(("N", 4, 3, 5))
+    full = g.node("Gemm", g.node("Flatten", "x"), g.noise(60, 60), g.noise(60), transB=1)
+    image = g.node("Reshape", full, g.integers(-1, 4, 3, 5))
+    return finished(g, g.node("Add", g.node("Add", image, g.norm(g.conv("x"))), g.norm(g.conv("x", kernel=(1, 1)))))
