@@ -171,7 +171,9 @@ def check_tensors(
         if found.passed or written.has_foreign_names:
             return found
         block = first_block_off(fused, final, stored, next(random_inputs(program, 1, options.seed)))
-        looks = None if block is None else f"{block} has the right weights, and is not computed as it should be"
+        looks = found.looks_like
+        if block is not None:
+            looks = f"{block} has the right weights, and is not computed as it should be"
         return replace(found, first_bad_block=block, looks_like=looks)
     return replace(
         verification,

@@ -44,6 +44,10 @@ class _Seen:
         """Return the largest difference that rounding explains."""
         return min(ratio * self.unit, CAPS.get(self.dtype, 1e-3) * self.range)
 
+    def is_noise(self, ratio: float) -> bool:
+        """Whether the difference is as small as rounding is, and that is too large to tell anything."""
+        return self.limit(ratio) < self.difference <= ratio * self.unit
+
     @property
     def ratio(self) -> float:
         """The difference in units of rounding."""
@@ -262,10 +266,22 @@ def _same_finiteness(reference: Tensor, value: Tensor) -> bool:
     )
 
 
+def _rounding(over: list[_Seen], limits: Limits) -> str | None:
+    """Return what to say where the original's own rounding is beyond what can be told from a wrong answer."""
+    if not all(seen.is_noise(limits.max_ratio) for seen in over):
+        return None
+    worst = max(over, key=lambda seen: seen.noise)
+    return (
+        f"rounding, which alone moves the original's own outputs by {worst.noise:.1e} on these inputs, where "
+        f"{worst.limit(limits.max_ratio):.1e} is allowed. Give real inputs (--inputs), or limits of your own (--rtol, "
+        "--atol)"
+    )
+
+
 def _verdict(tally: _Tally, per_sample: tuple[dict[str, float], ...], limits: Limits) -> Verification:
     outputs = tally.outputs.values()
-    is_over = any(seen.difference > seen.limit(limits.max_ratio) for seen in outputs)
-    is_bad = tally.is_bad or (is_over and not limits.is_by_value)
+    over = [seen for seen in outputs if seen.difference > seen.limit(limits.max_ratio)]
+    is_bad = tally.is_bad or (bool(over) and not limits.is_by_value)
     is_judged = tally.values > 0 or is_bad
     reason = "the model's outputs are all NaN or infinite" if outputs else "the model gives no floating output"
     overflow = f"{tally.overflowed} values overflow in the original, not in float64: those were compared with float64"
@@ -287,6 +303,7 @@ def _verdict(tally: _Tally, per_sample: tuple[dict[str, float], ...], limits: Li
         top1=tally.top1_same / tally.top1_all if tally.top1_all else None,
         float64=largest(seen.relative(seen.float64) for seen in outputs),
         per_sample=per_sample,
+        looks_like=_rounding(over, limits) if is_bad and not tally.is_bad else None,
         assumptions=(overflow,) if tally.overflowed else (),
         not_checked=() if is_judged else (reason,),
     )

@@ -84,6 +84,25 @@ def test_rounding_is_no_explanation_beyond_the_cap() -> None:
     assert found.ratio is not None
     assert found.ratio < 10
     assert found.verdict == "fail"
+    assert found.looks_like is not None
+    assert found.looks_like.startswith(
+        f"rounding, which alone moves the original's own outputs by {found.noise:.1e} on"
+    )
+    assert "--inputs" in found.looks_like
+
+
+def test_what_rounding_does_not_explain_is_not_called_rounding() -> None:
+    outputs = make_outputs(0, ulps=1e5)
+    outputs.found[0].mul_(-1)
+    assert (judged([outputs]).verdict, judged([outputs]).looks_like) == ("fail", None)
+    noisy = make_outputs(1, ulps=1e5)
+    both = Outputs(
+        outputs.expected + noisy.expected,
+        outputs.found + noisy.found,
+        outputs.exact + noisy.exact,
+        outputs.exact_fused + noisy.exact_fused,
+    )
+    assert (judged([both]).verdict, judged([both]).looks_like) == ("fail", None)
 
 
 def test_other_outputs_fail_whatever_the_limits() -> None:
