@@ -50,6 +50,12 @@ def test_no_more_is_left_than_by_the_library_or_by_hand(fused_model: FusedModel)
     assert left["norms"] == fused_model.model.norms_left
 
 
+def test_told_counts_are_those_of_what_is_written(fused_model: FusedModel):
+    told, written = totals(fused_model.fused.plan), fused_model.fused.program
+    counted = count_ops(written) | {"params": sum(written.tensors[key].numel() for key in written.parameters)}
+    assert {name: getattr(told, name).after for name in counted} == counted
+
+
 def test_told_work_is_what_torch_counts(fused_model: FusedModel):
     told = totals(fused_model.fused.plan).macs
     counted = [_counted_macs(fused_model, program) for program in (fused_model.program, fused_model.fused.program)]
