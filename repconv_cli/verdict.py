@@ -45,8 +45,8 @@ class _Seen:
         return min(ratio * self.unit, CAPS.get(self.dtype, 1e-3) * self.range)
 
     def is_noise(self, ratio: float) -> bool:
-        """Whether the difference is as small as rounding is, and that is too large to tell anything."""
-        return self.limit(ratio) < self.difference <= ratio * self.unit
+        """Whether rounding alone is beyond the limit, and the difference is none that it does not explain."""
+        return self.limit(ratio) < self.noise and self.difference <= ratio * self.unit
 
     @property
     def ratio(self) -> float:

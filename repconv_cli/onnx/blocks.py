@@ -227,16 +227,16 @@ def _nodes_written(block: Block) -> int | None:
     x = graph.placeholder("x")
     fusion = fuse_block(block)
     fusion.emit(graph, x)
-    ranks = {x: len(block.anchor.meta["shape"])}
+    sizes = {x: list(zip(block.anchor.meta["shape"], block.anchor.meta["free"], strict=True))}
     count = 0
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         if node.target not in WRITERS and node.target not in _CONVOLUTIONS and node.target is not aten.linear.default:
             return None
-        rank = next(ranks[source] for source in node.all_input_nodes if source in ranks)
-        ranks[node] = len(node.args[1]) if node.target is aten.reshape.default else rank
-        is_product = node.target is aten.linear.default and rank > 2
+        before = next(sizes[source] for source in node.all_input_nodes if source in sizes)
+        sizes[node] = arranged(node.target, node.args[1:], before)
+        is_product = node.target is aten.linear.default and len(before) > 2
         count += 2 if is_product or node.target is aten.addcmul.default or node.kwargs.get("alpha", 1) != 1 else 1
         count -= node.target is aten.pad.default and "constant" in node.args
     return count
