@@ -132,7 +132,7 @@ def _unrolled_candidates(
     """Return ``node`` as one layer on whole rows of anchors on which it is no convolution over positions."""
     found: dict[fx.Node, Candidate] = {}
     for anchor, row in rows.items():
-        pair = unrolled(node, anchor, row, analysis.constants) if anchor not in terms else None
+        pair = unrolled(node, anchor, row, analysis.constants, analysis.steps) if anchor not in terms else None
         candidate = None if pair is None else _candidate(*pair, pads_unevenly)
         if candidate is not None:
             found[anchor] = candidate

@@ -10,36 +10,29 @@ Reference: Ding et al. 2021, *RepMLP: Re-parameterizing Convolutions into Fully-
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import gcd, prod
-from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
-from repconv_cli.algebra import Axis, ConvMap, Geometry
-from repconv_cli.errors import UnprovenError
+from repconv_cli.algebra import Axis, Geometry
 from repconv_cli.graph.arrange import Size
-from repconv_cli.graph.interpret import Constants, region_between, run_node
+from repconv_cli.graph.interpret import Constants
 from repconv_cli.graph.recipe import Recipe
+from repconv_cli.graph.row_matrix import (
+    ON_EACH_VALUE,
+    PERMUTES,
+    count_values,
+    is_same_everywhere,
+    keeps_order,
+    matrix_on_row,
+    tensors_read,
+)
 from repconv_cli.graph.rules import Step, aten
 from repconv_cli.graph.term import Anchor, Term
 
-# How many values one node may have while its Jacobian is made, in rows of samples at once.
-_MOST_VALUES = 2**19
-
-_SAME_ORDER = {
-    aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
-    aten.squeeze.default, aten.unsqueeze.default, aten.clone.default, aten.contiguous.default, aten._to_copy.default,
-    aten.dropout.default,
-}  # fmt: skip
-_ON_EACH_VALUE = {
-    aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Tensor, aten.rsub.Scalar,
-    aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default, aten.addcmul.default,
-}  # fmt: skip
-_PERMUTES = {aten.permute.default, aten.transpose.int}
 _IN_SAMPLES = {aten.batch_norm.default, aten.cat.default, aten.slice.Tensor}
 
 
@@ -137,9 +130,9 @@ def _through(work: Work, rows: list[Rows]) -> Rows | None:
 
 def _work(node: fx.Node, step: Step, constants: Constants) -> Work | None:
     """Return what ``node`` does to consecutive values, None where samples or free sizes are mixed up with them."""
-    if node.target in _SAME_ORDER:
+    if keeps_order(node):
         return Work()
-    if node.target in _ON_EACH_VALUE and _is_same_everywhere(node, constants):
+    if node.target in ON_EACH_VALUE and is_same_everywhere(node, constants):
         return Work((1,) * len(step.inputs))
     if node.target is aten.linear.default and step.leaf is not None:
         geometry = step.leaf.geometry
@@ -152,28 +145,17 @@ def _work(node: fx.Node, step: Step, constants: Constants) -> Work | None:
         axes = len(step.leaf.geometry.axes) if step.leaf.is_layer and is_one_place else None
         pieces = step.leaf.geometry.groups
         return replace(work, pieces=pieces, is_layer=step.leaf.is_layer, axes=axes)
-    if node.target in _ON_EACH_VALUE or node.target is aten.batch_norm.default:
+    if node.target in ON_EACH_VALUE or node.target is aten.batch_norm.default:
         return replace(work, pieces=work.gives) if _is_per_channel(node, constants) else None
-    if node.target in _PERMUTES:
+    if node.target in PERMUTES:
         return work if _keeps_samples(node) else None
     return work if node.target in _IN_SAMPLES else None
-
-
-def _tensors(node: fx.Node, constants: Constants) -> list[tuple[int, ...]]:
-    """Return the shapes of the constants that ``node`` reads, but for single numbers."""
-    shapes = [tuple(n.meta["shape"]) for n in node.all_input_nodes if n in constants and "shape" in n.meta]
-    return [shape for shape in shapes if prod(shape) > 1]
-
-
-def _is_same_everywhere(node: fx.Node, constants: Constants) -> bool:
-    variables = [n for n in node.all_input_nodes if n not in constants]
-    return not _tensors(node, constants) and all(n.meta["shape"] == node.meta["shape"] for n in variables)
 
 
 def _is_per_channel(node: fx.Node, constants: Constants) -> bool:
     """Whether no constant has an axis for the samples, of which there may be others than at the example."""
     ndim = len(node.meta["shape"])
-    return all(len(shape) < ndim or shape[0] == 1 for shape in _tensors(node, constants))
+    return all(len(shape) < ndim or shape[0] == 1 for shape in tensors_read(node, constants))
 
 
 def _keeps_samples(node: fx.Node) -> bool:
@@ -183,7 +165,9 @@ def _keeps_samples(node: fx.Node) -> bool:
     return all(axis % ndim for axis in node.args[1:3])  # type: ignore[operator]
 
 
-def unrolled(node: fx.Node, anchor: fx.Node, rows: Rows, constants: Constants) -> tuple[Anchor, Unrolled] | None:
+def unrolled(
+    node: fx.Node, anchor: fx.Node, rows: Rows, constants: Constants, steps: Mapping[fx.Node, Step]
+) -> tuple[Anchor, Unrolled] | None:
     """Return ``node`` as one layer on the rows of ``anchor``, None where no layer reads a whole row.
 
     It is written as a linear layer, or a convolution of as many groups as there are blocks. No kernel is computed.
@@ -191,7 +175,7 @@ def unrolled(node: fx.Node, anchor: fx.Node, rows: Rows, constants: Constants) -
     if rows.axes is None:
         return None
     ones, shape = (1,) * rows.axes, tuple(zip(node.meta["shape"], node.meta["free"], strict=True))
-    leading: tuple[Size, ...] = ((_count(anchor) // rows.inputs, any(anchor.meta["free"])),)
+    leading: tuple[Size, ...] = ((count_values(anchor) // rows.inputs, any(anchor.meta["free"])),)
     is_in_rows = anchor.meta["shape"][1:] == (rows.inputs, *ones)
     if not ones and anchor.meta["shape"][-1] == rows.inputs:
         is_in_rows, leading = True, tuple(zip(anchor.meta["shape"][:-1], anchor.meta["free"][:-1], strict=True))
@@ -202,68 +186,14 @@ def unrolled(node: fx.Node, anchor: fx.Node, rows: Rows, constants: Constants) -
     term = Unrolled(
         1,
         geometry,
-        Recipe(lambda _: _matrix(node, anchor, geometry, constants)),
+        Recipe(lambda _: matrix_on_row(node, anchor, geometry, constants, steps)),
         convolutions=rows.layers,
         # A pool before a classifier is nothing that somebody would expect to be fused.
         kernels=rows.layers,
         before=None if is_in_rows else (-1, rows.inputs, *ones),
         after=None if given == shape else tuple(-1 if is_free else size for size, is_free in shape),
     )
-    at = Anchor(anchor, (_count(anchor) // rows.inputs, rows.inputs, *ones), (True, False, *(False for _ in ones)))
+    at = Anchor(
+        anchor, (count_values(anchor) // rows.inputs, rows.inputs, *ones), (True, False, *(False for _ in ones))
+    )
     return at, term
-
-
-def _matrix(node: fx.Node, anchor: fx.Node, geometry: Geometry, constants: Constants) -> ConvMap:
-    """Return the Jacobian and the constant of ``node`` on one row of ``anchor``, a row of it for each output.
-
-    All groups at once: ``weight[g, o, i] = d y[g, o] / d x[g, i]``.
-    """
-    region = region_between(anchor, node, constants)
-    groups, outputs, inputs = geometry.groups, geometry.out_channels, geometry.in_channels
-    rows = _count(anchor) // inputs
-    width = max(_count(n) for n in (anchor, *region)) // rows
-    height = outputs // groups
-    at_once = max(min(_MOST_VALUES // max(width, 1), height), 1)
-    weight = torch.zeros(groups, height, inputs // groups, dtype=torch.float64)
-    with torch.enable_grad():
-        x = torch.zeros(at_once, inputs, dtype=torch.float64, requires_grad=True)
-        try:
-            y = _run(region, anchor, x, constants)
-        except RuntimeError as error:
-            raise UnprovenError(f"{node.name} does not run on rows of {anchor.name}: {error}") from error
-        for first in range(0, height, at_once):
-            count = min(at_once, height - first)
-            cotangent = torch.zeros(at_once, groups, height, dtype=torch.float64)
-            cotangent[range(count), :, range(first, first + count)] = 1.0
-            (found,) = torch.autograd.grad(y, x, cotangent.flatten(1), retain_graph=True)
-            weight[:, first : first + count] = found[:count].reshape(count, groups, -1).transpose(0, 1)
-    return ConvMap(weight.reshape(geometry.weight_shape), y[0].detach().clone(), geometry)
-
-
-def _count(node: fx.Node) -> int:
-    """Return how many values ``node`` has at the example."""
-    return prod(node.meta["shape"])
-
-
-def _run(region: Iterable[fx.Node], anchor: fx.Node, x: Tensor, constants: Constants) -> Tensor:
-    """Return the last node's values in rows, for rows ``x`` of the anchor."""
-    values = {anchor: x}
-    y = x
-    for node in region:
-        is_on_values = node.target in _ON_EACH_VALUE and _is_same_everywhere(node, constants)
-
-        def fetch(source: fx.Node, node: fx.Node = node, is_on_values: bool = is_on_values) -> Any:
-            if source not in values:
-                return constants.as_stored(source)
-            if is_on_values:
-                return values[source]
-            shape = source.meta["shape"]
-            return values[source].reshape(-1, *(shape[-1:] if node.target is aten.linear.default else shape[1:]))
-
-        if node.target in _SAME_ORDER:
-            (source,) = (n for n in node.all_input_nodes if n in values)
-            y = values[source]
-        else:
-            y = run_node(node, fetch).reshape(len(x), -1)
-        values[node] = y
-    return y

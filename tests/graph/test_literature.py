@@ -102,7 +102,7 @@ MLP = [
     ),
     Block("repmlp", mlp.RepMLP, (1, 0, 14), PARTS, (3, 4, 6, 8)),
     Block("repmlp_dense", lambda: mlp.RepMLP(4, 6, groups=1), (1, 0, 14), PARTS, (3, 4, 6, 8)),
-    Block("repmlp_of_one_partition", lambda: mlp.RepMLP(part=(6, 8)), (1, 0, 6), PARTS, (3, 4, 6, 8), blocks=2),
+    Block("repmlp_of_one_partition", lambda: mlp.RepMLP(part=(6, 8)), (1, 0, 3), PARTS, (3, 4, 6, 8)),
     Block("repmlp_without_convolutions", lambda: mlp.RepMLP(kernels=()), (1, 0, 14), PARTS, (3, 4, 6, 8)),
     Block("repmlpnet", mlp.RepMLPNetBlock, (3, 0, 13), (2, 8, 6, 8), (3, 8, 6, 8)),
     Block("repmlpnet_a_set_for_each_channel", lambda: mlp.RepMLPNetBlock(8, 8), (3, 0, 13), (2, 8, 6, 8), (3, 8, 6, 8)),

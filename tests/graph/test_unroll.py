@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from repconv_cli.graph.plan import count_ops
+from repconv_cli.graph.row_matrix import keeps_order
 from repconv_cli.graph.unroll import Rows, Work, _through
 from tests.graph import models_mlp as mlp
 from tests.graph.models import Formula, conv, conv_bn, randomised
@@ -90,6 +91,31 @@ FUSED = [
         formula(lambda p, x: p.conv(p.fc(x.flatten(1)).reshape(-1, 4, 4, 5)), fc=nn.Linear(80, 80), conv=conv(4, 4, 3)),
         (80, 80),
         3,
+    ),
+    Classifier(
+        "beside_what_reads_a_row_and_what_does_not",
+        formula(
+            lambda p, x: (p.full(x.flatten(1)) * 0.5).reshape(-1, 4, 4, 5) + p.norm(p.a(x)) - p.b(p.c(x)) + 2 * x,
+            full=nn.Linear(80, 80),
+            a=conv(4, 4, 3, groups=2),
+            norm=nn.BatchNorm2d(4),
+            b=conv(6, 4, 1),
+            c=conv(4, 6, 3, bias=False),
+        ),
+        (80, 80),
+        3,
+    ),
+    Classifier(
+        "with_a_layer_that_is_mixed_afterwards",
+        formula(
+            lambda p, x: p.full(x.flatten(1)) + p.b(p.a(x)).flatten(1) + p.pool(x).flatten(1),
+            full=nn.Linear(80, 80),
+            a=conv(4, 4, 3),
+            b=conv(4, 4, 3, groups=4),
+            pool=nn.AvgPool2d(3, 1, 1),
+        ),
+        (80, 80),
+        2,
     ),
 ]
 
@@ -199,6 +225,19 @@ def test_the_layer_keeps_its_name_and_shape_where_its_author_gives_it_both() -> 
         found = fused(randomised(module), noise(example), is_spatial_free=False)
         assert tuple(found.program.tensors["fc3.weight"].shape) == shape
         assert found.plan.blocks[0].target == "fc3"
+
+
+def test_moving_axes_of_size_one_keeps_the_order() -> None:
+    def moved(*order: int, free: bool = False) -> bool:
+        graph = fx.Graph()
+        x = graph.placeholder("x")
+        x.meta = {"shape": (2, 1, 4, 5), "free": (True, free, False, False)}
+        return keeps_order(graph.call_function(torch.ops.aten.permute.default, (x, list(order))))
+
+    assert moved(0, 2, 1, 3)
+    assert moved(1, 0, 2, -1)
+    assert not moved(0, 2, 1, 3, free=True)
+    assert not moved(0, 1, 3, 2)
 
 
 def test_rows_of_a_norm_are_as_many_groups_as_values() -> None:
