@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -120,3 +121,44 @@ def test_parts_that_others_read_or_that_are_no_layers_leave_the_norm_whole() -> 
         found = fused(module, noise(SHAPE), is_spatial_free=False)
         assert count_ops(found.program)["norms"] == 1
         assert found.plan.program is found.plan.source
+
+
+AVERAGES: dict[str, Any] = {
+    "mean": lambda p, x: p.fc(p.norm(x.relu()).mean((2, 3))),
+    "mean_that_keeps_axes": lambda p, x: p.fc(p.norm(x.relu()).mean((-1, -2), keepdim=True).flatten(1)),
+    "mean_over_one_axis": lambda p, x: p.wide(p.norm(x.relu()).mean(3).flatten(1)),
+    "adaptive_pool": lambda p, x: p.fc(nn.functional.adaptive_avg_pool2d(p.norm(x.relu()), 1).flatten(1)),
+    "adaptive_pool_to_more": lambda p, x: p.conv(nn.functional.adaptive_avg_pool2d(p.norm(x.relu()), (2, 4))),
+    "two_heads": lambda p, x: p.fc(p.norm(x.relu()).mean((2, 3))).softmax(1) + p.two(p.norm(x.relu()).mean((2, 3))),
+}
+KEPT: dict[str, Any] = {
+    "read_elsewhere_too": lambda p, x: (y := p.norm(x.relu())).mean((2, 3)).sum() + y.sigmoid(),
+    "mean_over_channels": lambda p, x: p.norm(x.relu()).mean(1).flatten(1),
+    "mean_over_samples": lambda p, x: p.norm(x.relu()).mean((0, 2, 3)),
+    "largest": lambda p, x: p.fc(nn.functional.adaptive_max_pool2d(p.norm(x.relu()), 1).flatten(1)),
+    "activation_behind_it": lambda p, x: p.fc(p.norm(x.relu()).mean((2, 3)).relu()),
+}
+
+
+def averaged(body: Any) -> nn.Module:
+    parts = {"fc": nn.Linear(8, 5), "two": nn.Linear(8, 5), "wide": nn.Linear(72, 5), "conv": nn.Conv2d(8, 5, 1)}
+    return randomised(Formula(body, norm=nn.BatchNorm2d(8), **parts))
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_a_norm_before_an_average_goes_into_the_classifier_behind_it(name: str) -> None:
+    module = averaged(AVERAGES[name])
+    found = fused(module, noise(SHAPE), is_spatial_free=False)
+    assert count_ops(found.program)["norms"] == 0
+    assert totals(found.plan).norms.before == (2 if name == "two_heads" else 1)
+    for batch in (1, 3):
+        assert difference(module, found.program, noise((batch, *SHAPE[1:]), seed=batch)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_norm_that_nothing_takes_stays_where_it_is(name: str) -> None:
+    module = averaged(KEPT[name])
+    found = fused(module, noise(SHAPE), is_spatial_free=False)
+    assert found.plan.program is found.plan.source
+    assert count_ops(found.program)["norms"] == 1
+    assert difference(module, found.program, noise(SHAPE, seed=1)) <= TOLERANCE
