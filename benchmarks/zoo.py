@@ -245,7 +245,7 @@ CATALOGUE: tuple[ZooModel, ...] = (
     _timm("repghostnet_050", in_tests=True),
     _timm("ghostnetv3_050", in_tests=True),
     _timm("lcnetv2_small", in_tests=True),
-    _timm("nextvit_small", norms_left=8),
+    _timm("nextvit_small", norms_left=7),
     _timm("shvit_s1"),
     _timm("levit_128s", 224, in_tests=True),
     _timm("levit_conv_128s", 224),
