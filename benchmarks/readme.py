@@ -1,6 +1,7 @@
-"""Write the output blocks of README.md by running the commands that they show: ``make readme``.
+"""Write the blocks of README.md: ``make readme``.
 
-A block starts with ``<!-- output: COMMAND -->`` and ends with ``<!-- end -->``; what stands between is replaced.
+A block ends with ``<!-- end -->``; what stands before it is replaced. One that starts with ``<!-- output: COMMAND -->``
+shows what the command prints, one with ``<!-- results: MODEL, ... -->`` what ``benchmarks/RESULTS.md`` has of these.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BLOCK = re.compile(r"(<!-- output: (?P<command>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+RESULTS_BLOCK = re.compile(r"(<!-- results: (?P<names>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+COLUMNS = ("model", "convs", "norms", "operations", "parameters, M")
 WIDTH = "100"
 
 
@@ -35,10 +39,32 @@ def shown(command: str) -> str:
     return "```text\n$ " + command + "\n" + "\n".join(lines) + "\n```\n"
 
 
+def with_results(text: str) -> str:
+    """Return ``text`` with the rows of ``benchmarks/RESULTS.md`` in its blocks of results."""
+    return RESULTS_BLOCK.sub(lambda m: m[1] + _rows(m["names"].split(", ")) + m[3], text)
+
+
+def _rows(names: list[str]) -> str:
+    """Return some columns of the rows of these models, from the first table that has them."""
+    table = [_cells(line) for line in RESULTS.read_text().splitlines() if line.startswith("| ")]
+    head = next(cells for cells in table if set(COLUMNS) <= set(cells))
+    picked = [[dict(zip(head, cells, strict=False))[column] for column in COLUMNS] for cells in _of(names, table)]
+    lines = [list(COLUMNS), ["---", *["---:"] * (len(COLUMNS) - 1)], *picked]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|\n ").split("|")]
+
+
+def _of(names: list[str], table: list[list[str]]) -> list[list[str]]:
+    return [next(cells for cells in table if cells[0] == f"`{name}`") for name in names]
+
+
 def main() -> None:
     """Rewrite every block of the README."""
     (ROOT / "demo").mkdir(exist_ok=True)
-    text = README.read_text()
+    text = with_results(README.read_text())
     README.write_text(BLOCK.sub(lambda m: m[1] + shown(m["command"]) + m[3], text))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from benchmarks.readme import with_results
 from repconv_cli.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +75,12 @@ def test_every_help_has_examples_that_can_be_typed(command: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_readme_has_the_results_that_were_measured() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count("<!-- results: ") == 1
+    assert with_results(text) == text
 
 
 def test_paths_that_are_named_exist() -> None:
