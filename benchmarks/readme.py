@@ -46,19 +46,17 @@ def with_results(text: str) -> str:
 
 def _rows(names: list[str]) -> str:
     """Return some columns of the rows of these models, from the first table that has them."""
-    table = [_cells(line) for line in RESULTS.read_text().splitlines() if line.startswith("| ")]
-    head = next(cells for cells in table if set(COLUMNS) <= set(cells))
-    picked = [[dict(zip(head, cells, strict=False))[column] for column in COLUMNS] for cells in _of(names, table)]
-    lines = [list(COLUMNS), ["---", *["---:"] * (len(COLUMNS) - 1)], *picked]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    lines = [_cells(line) for line in RESULTS.read_text().splitlines() if line.startswith("| ")]
+    # The first table that has a row is the one of counts.
+    rows = {cells[0]: cells for cells in reversed(lines)}
+    places = [rows["model"].index(column) for column in COLUMNS]
+    picked = [[rows[f"`{name}`"][place] for place in places] for name in names]
+    table = [list(COLUMNS), ["---", *["---:"] * (len(COLUMNS) - 1)], *picked]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in table)
 
 
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|\n ").split("|")]
-
-
-def _of(names: list[str], table: list[list[str]]) -> list[list[str]]:
-    return [next(cells for cells in table if cells[0] == f"`{name}`") for name in names]
 
 
 def main() -> None:

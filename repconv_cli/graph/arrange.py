@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import fx
 
 from repconv_cli.errors import InexactError
 
@@ -19,6 +20,20 @@ Layout = tuple[tuple[int, ...], ...]
 # An axis: its size at the traced example, and whether that is free.
 Size = tuple[int, bool]
 _ONE: Size = (1, False)
+
+
+def order_of(node: fx.Node) -> list[int]:
+    """Return, for each axis of a permute, a transpose or a ``t``, the axis of its input that it is."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    order = list(range(len(source.meta["shape"])))
+    if node.target is aten.permute.default:
+        return [order[axis] for axis in node.args[1]]  # type: ignore[union-attr, index]
+    # A ``t`` has no operands: it exchanges the two axes that there are.
+    first: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim0", 0)
+    second: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim1", 1)
+    order[first], order[second] = order[second], order[first]
+    return order
 
 
 def unmoved(ndim: int) -> Layout:

@@ -16,6 +16,7 @@ from repconv_cli.algebra import ConvMap, Geometry, Kernel
 from repconv_cli.algebra.operations import regroup
 from repconv_cli.algebra.unrolled import add_unrolled
 from repconv_cli.errors import UnprovenError
+from repconv_cli.graph.arrange import order_of
 from repconv_cli.graph.interpret import Constants, region_between, run_node
 from repconv_cli.graph.rules import Step, aten
 from repconv_cli.graph.term import Leaf
@@ -42,13 +43,7 @@ def keeps_order(node: fx.Node) -> bool:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     shape, free = source.meta["shape"], source.meta["free"]
-    order = list(range(len(shape)))
-    if node.target is aten.permute.default:
-        order = [order[axis] for axis in node.args[1]]  # type: ignore[union-attr, index]
-    else:
-        first, second = node.args[1:3]
-        order[first], order[second] = order[second], order[first]  # type: ignore[index]
-    moved = [axis for axis in order if shape[axis] != 1 or free[axis]]
+    moved = [axis for axis in order_of(node) if shape[axis] != 1 or free[axis]]
     return moved == sorted(moved)
 
 
@@ -77,14 +72,16 @@ def matrix_on_row(
     weight = torch.zeros(geometry.weight_shape, dtype=torch.float64)
     with torch.enable_grad():
         outputs = {source: _constant_of(leaf, geometry).requires_grad_() for source, leaf in leaves.items()}
-        y = _run_rows(region, anchor, torch.zeros(1, geometry.in_channels, dtype=torch.float64), constants, outputs)
-        scales = torch.autograd.grad(y.sum(), list(outputs.values())) if leaves else ()
+        x = torch.zeros(1, geometry.in_channels, dtype=torch.float64, requires_grad=True)
+        y = _run_rows(region, anchor, x, constants, outputs)
+        left, *scales = torch.autograd.grad(y.sum(), [x, *outputs.values()], allow_unused=True)
         for (source, leaf), scale in zip(leaves.items(), scales, strict=True):
             kernel = _in_groups(leaf.kernel(), geometry.groups)
             sizes = source.args[0].meta["shape"][2 : 2 + len(kernel.geometry.axes)]  # type: ignore[union-attr]
             add_unrolled(weight, kernel.weight, kernel.geometry, sizes, scale[0])
-        fixed = {source: output.detach() for source, output in outputs.items()}
-        _add_jacobian(weight, region, anchor, geometry, constants, fixed)
+        if left is not None:
+            fixed = {source: output.detach() for source, output in outputs.items()}
+            _add_jacobian(weight, region, anchor, geometry, constants, fixed)
     return ConvMap(weight, y[0].detach().clone(), geometry)
 
 
@@ -156,8 +153,6 @@ def _add_jacobian(
     at_once = max(min(_MOST_VALUES // max(width, 1), height), 1)
     x = torch.zeros(at_once, inputs, dtype=torch.float64, requires_grad=True)
     y = _run_rows(region, anchor, x, constants, fixed)
-    if not y.requires_grad:
-        return
     matrices = weight.view(groups, height, inputs // groups)
     for first in range(0, height, at_once):
         count = min(at_once, height - first)

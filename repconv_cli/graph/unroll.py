@@ -18,7 +18,7 @@ from math import gcd, prod
 from torch import fx
 
 from repconv_cli.algebra import Axis, Geometry
-from repconv_cli.graph.arrange import Size
+from repconv_cli.graph.arrange import Size, order_of
 from repconv_cli.graph.interpret import Constants
 from repconv_cli.graph.recipe import Recipe
 from repconv_cli.graph.row_matrix import (
@@ -148,7 +148,7 @@ def _work(node: fx.Node, step: Step, constants: Constants) -> Work | None:
     if node.target in ON_EACH_VALUE or node.target is aten.batch_norm.default:
         return replace(work, pieces=work.gives) if _is_per_channel(node, constants) else None
     if node.target in PERMUTES:
-        return work if _keeps_samples(node) else None
+        return work if order_of(node)[0] == 0 else None
     return work if node.target in _IN_SAMPLES else None
 
 
@@ -156,13 +156,6 @@ def _is_per_channel(node: fx.Node, constants: Constants) -> bool:
     """Whether no constant has an axis for the samples, of which there may be others than at the example."""
     ndim = len(node.meta["shape"])
     return all(len(shape) < ndim or shape[0] == 1 for shape in tensors_read(node, constants))
-
-
-def _keeps_samples(node: fx.Node) -> bool:
-    ndim = len(node.meta["shape"])
-    if node.target is aten.permute.default:
-        return bool(node.args[1][0] % ndim == 0)  # type: ignore[index, operator]
-    return all(axis % ndim for axis in node.args[1:3])  # type: ignore[operator]
 
 
 def unrolled(

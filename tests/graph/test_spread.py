@@ -1,4 +1,4 @@
-"""A norm over layers side by side goes into each of them, whatever each of them reads."""
+"""A norm over layers side by side goes into each of them, whatever each reads; one before an average goes behind it."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from torch import fx
 
 from repconv_cli.algebra import Axis, ConvMap, Geometry
 from repconv_cli.errors import InexactError
+from repconv_cli.graph.arrange import order_of
 from repconv_cli.graph.rules.registry import Call, Step, aten, leaf_step, rule
 from repconv_cli.graph.term import Leaf
 from repconv_cli.graph.terms import (
@@ -129,12 +130,7 @@ def permute(call: Call) -> Step | None:
     x = call.variable(call.operand(0))
     if x is None:
         return None
-    order = list(range(call.ndim))
-    if call.node.target is aten.permute.default:
-        order = [axis % call.ndim for axis in call.operand(1)]
-    else:
-        first, second = (call.operand(1, "dim0", 0) % call.ndim, call.operand(2, "dim1", 1) % call.ndim)
-        order[first], order[second] = order[second], order[first]
+    order = order_of(call.node)
     return Step((x,), lambda terms, anchor: permute_term(terms[0], tuple(order), anchor))
 
 
