@@ -10,6 +10,7 @@ from torch import fx
 
 from repconv_cli.algebra import Geometry
 from repconv_cli.errors import InexactError
+from repconv_cli.graph.arrange import PERMUTES, Move, order_of, scatters
 from repconv_cli.graph.interpret import Constants, region_between
 from repconv_cli.graph.probe import linear_sources, probed_step
 from repconv_cli.graph.program import Program, is_computation
@@ -24,12 +25,21 @@ MAX_ANCHORS = 16
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of the traced example, all its samples, operations, how many are layers, their weights."""
+    """Multiply-accumulates of the traced example, all its samples, operations, how many are layers, their weights.
+
+    ``scattered`` are the operations that move values one by one; see :func:`~repconv_cli.graph.arrange.scatters`.
+    """
 
     macs: int = 0
     ops: int = 0
     layers: int = 0
     weights: int = 0
+    scattered: int = 0
+
+    @property
+    def passes(self) -> int:
+        """Operations by what they take: one that moves values one by one takes longer than two others."""
+        return self.ops + self.scattered
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -37,6 +47,7 @@ class Cost:
             self.ops + other.ops,
             self.layers + other.layers,
             self.weights + other.weights,
+            self.scattered + other.scattered,
         )
 
     def __sub__(self, other: Cost) -> Cost:
@@ -45,16 +56,17 @@ class Cost:
             self.ops - other.ops,
             self.layers - other.layers,
             self.weights - other.weights,
+            self.scattered - other.scattered,
         )
 
     def is_gain(self) -> bool:
-        """Whether to save this is one: fewer operations, with no more work and no more layers.
+        """Whether to save this is one: fewer passes over the values, with no more work and no more layers.
 
         Two halves of a convolution do its work without the slices that followed, and run slower than it. More weights
         are bought by less work alone: a 1x1 before a pool of 2x2 is a convolution with four times as many of them.
         """
         pays = self.macs > 0 or self.weights >= 0
-        return self.macs >= 0 and self.ops > 0 and self.layers >= 0 and pays
+        return self.macs >= 0 and self.passes > 0 and self.layers >= 0 and pays
 
     def per_sample(self, samples: int) -> Cost:
         """Return the cost of one of ``samples``."""
@@ -191,7 +203,7 @@ def _cost_of_term(term: Term, anchor: Anchor, pads_unevenly: bool) -> Cost | Non
     """Return what one operator (two with explicit padding, none for the anchor itself) would cost."""
     if term.offset.ndim > 1:
         return None
-    moved = Cost(0, term.reshapes if isinstance(term, Unrolled) else moves_after(term, anchor))
+    moved = Cost(0, term.reshapes) if isinstance(term, Unrolled) else _cost_of_moves(moves_after(term, anchor))
     if term.keeps_values():
         return moved
     if term.axis is None or term.geometry is None:
@@ -204,6 +216,11 @@ def _cost_of_term(term: Term, anchor: Anchor, pads_unevenly: bool) -> Cost | Non
     macs = geometry.multiply_accumulates(anchor.example_sizes(term.axis)) * anchor.positions(term.axis)
     pads = pads_itself(term, anchor) or (pads_unevenly and _pads_zeros(geometry, anchor.sizes(term.axis)))
     return moved + Cost(macs, 1 if pads else 2, 1, geometry.parameters)
+
+
+def _cost_of_moves(found: list[Move]) -> Cost:
+    scattered = sum(target is aten.permute.default and scatters(order) for target, (order, *_) in found)
+    return Cost(0, len(found), scattered=scattered)
 
 
 def _pads_zeros(geometry: Geometry, sizes: tuple[int | None, ...]) -> bool:
@@ -226,6 +243,8 @@ def cost_of_node(node: fx.Node, steps: dict[fx.Node, Step]) -> Cost:
             return Cost(geometry.parameters * prod(shape[2:]) * positions, 1, 1, geometry.parameters)
         macs = geometry.multiply_accumulates(shape[2:] if axes else ()) * positions
         return Cost(macs, 1, 1, geometry.parameters)
+    if node.target in PERMUTES:
+        return Cost(0, 1, scattered=int(scatters(order_of(node))))
     return Cost(_other_macs(node), 1)
 
 

@@ -6,7 +6,8 @@ arrangement beside its kernel: ``((0, 1), (2,))`` is ``(B, N, C)`` flattened to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from repconv_cli.errors import InexactError
 aten = torch.ops.aten
 
 Layout = tuple[tuple[int, ...], ...]
+PERMUTES = {aten.permute.default, aten.transpose.int, aten.t.default}
+# An operator, and what follows its first operand.
+Move = tuple[Callable[..., Any], tuple[Any, ...]]
 # An axis: its size at the traced example, and whether that is free.
 Size = tuple[int, bool]
 _ONE: Size = (1, False)
@@ -29,11 +33,24 @@ def order_of(node: fx.Node) -> list[int]:
     order = list(range(len(source.meta["shape"])))
     if node.target is aten.permute.default:
         return [order[axis] for axis in node.args[1]]  # type: ignore[union-attr, index]
+    if len(order) < 2:
+        return order
     # A ``t`` has no operands: it exchanges the two axes that there are.
     first: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim0", 0)
     second: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim1", 1)
     order[first], order[second] = order[second], order[first]
     return order
+
+
+def scatters(order: Sequence[int]) -> bool:
+    """Whether a permute to ``order`` moves its values one by one, as no simple copy or matrix transpose does.
+
+    Where the last axis stays last, whole rows are copied. Where two runs of axes change places behind others that stay,
+    it is the transpose of a batch of matrices. For any other order a runtime works out the place of each value, which
+    takes longer than two of the former.
+    """
+    cuts = sum(after != before + 1 for before, after in pairwise((-1, *order)))
+    return cuts > 2 and order[-1] != len(order) - 1
 
 
 def unmoved(ndim: int) -> Layout:
@@ -69,10 +86,10 @@ def reshaped(layout: Layout, sizes: tuple[Size, ...], shape: tuple[Size, ...]) -
     return tuple(found)
 
 
-def moves(layout: Layout, ndim: int) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """Return the operators, with what follows their first operand, that bring a value of the anchor's axes there."""
+def moves(layout: Layout, ndim: int) -> list[Move]:
+    """Return the operators that bring a value of the anchor's axes there."""
     held = [axis for group in layout for axis in group]
-    found: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+    found: list[Move] = []
     dropped = [axis for axis in range(ndim) if axis not in held]
     if dropped:
         found.append((aten.squeeze.dims, (dropped,)))

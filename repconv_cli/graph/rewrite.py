@@ -14,7 +14,6 @@ from repconv_cli.algebra.convmap import transposed_weight
 from repconv_cli.algebra.operations import reading
 from repconv_cli.algebra.slabs import Weight
 from repconv_cli.errors import UnprovenError
-from repconv_cli.graph.arrange import moves
 from repconv_cli.graph.plan import Block, Plan
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.recipe import Sum, compute, compute_lazily
@@ -23,6 +22,7 @@ from repconv_cli.graph.unroll import Unrolled
 from repconv_cli.graph.written import (
     is_torch_same,
     is_written_as_linear,
+    moves_after,
     moves_first,
     symmetric_padding,
     takeable_geometry,
@@ -60,9 +60,9 @@ def fuse_block(block: Block) -> Fusion:
     fusion = _operator(block)
     if isinstance(term, Unrolled):
         return _on_rows(fusion, term)
-    if term.layout is None:
+    steps = moves_after(term, anchor)
+    if not steps:
         return fusion
-    steps = moves(term.layout, len(anchor.shape))
 
     def arrange(graph: fx.Graph, x: fx.Node) -> fx.Node:
         for target, operands in steps:

@@ -16,7 +16,7 @@ from repconv_cli.algebra import ConvMap, Geometry, Kernel
 from repconv_cli.algebra.operations import regroup
 from repconv_cli.algebra.unrolled import add_unrolled
 from repconv_cli.errors import UnprovenError
-from repconv_cli.graph.arrange import order_of
+from repconv_cli.graph.arrange import PERMUTES, order_of
 from repconv_cli.graph.interpret import Constants, region_between, run_node
 from repconv_cli.graph.rules import Step, aten
 from repconv_cli.graph.term import Leaf
@@ -29,7 +29,6 @@ _SAME_ORDER = {
     aten.squeeze.default, aten.unsqueeze.default, aten.clone.default, aten.contiguous.default, aten._to_copy.default,
     aten.dropout.default,
 }  # fmt: skip
-PERMUTES = {aten.permute.default, aten.transpose.int}
 ON_EACH_VALUE = {
     aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Tensor, aten.rsub.Scalar,
     aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default, aten.addcmul.default,

@@ -1,4 +1,4 @@
-"""Choose what to compute as one operator: fewest multiply-accumulates first, then fewest operations."""
+"""Choose what to compute as one operator: fewest multiply-accumulates first, then fewest passes over the values."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Ledger:
         return freed
 
     def gain(self, node: fx.Node, candidate: Candidate) -> Gain | None:
-        """Return (multiply-accumulates saved, operations saved) by ``candidate``, None where that is no gain."""
+        """Return (multiply-accumulates saved, passes saved) by ``candidate``, None where that is no gain."""
         before = sum((self.costs[n] for n in self.freed_by(node, candidate.anchor.node)), self.costs[node])
         saved = before - candidate.cost
-        return (saved.macs, saved.ops) if saved.is_gain() else None
+        return (saved.macs, saved.passes) if saved.is_gain() else None
 
     def take(self, node: fx.Node, candidate: Candidate) -> None:
         """Make ``node`` read its anchor alone; what was chosen for it, or for what it frees, goes into the choice."""
@@ -117,7 +117,7 @@ def _spread(node: fx.Node, ledger: Ledger) -> None:
         beyond = [c for anchor, c in candidates if anchor is not node and anchor < node and ledger.is_needed(anchor)]
         if not beyond:
             return
-        found.append((reader, min(beyond, key=lambda c: (c.cost.macs, c.cost.ops))))
+        found.append((reader, min(beyond, key=lambda c: (c.cost.macs, c.cost.passes))))
     saved = sum((ledger.costs[reader] - candidate.cost for reader, candidate in found), ledger.costs[node])
     if saved.is_gain():
         for reader, candidate in found:

@@ -18,12 +18,11 @@ from math import gcd, prod
 from torch import fx
 
 from repconv_cli.algebra import Axis, Geometry
-from repconv_cli.graph.arrange import Size, order_of
+from repconv_cli.graph.arrange import PERMUTES, Size, order_of
 from repconv_cli.graph.interpret import Constants
 from repconv_cli.graph.recipe import Recipe
 from repconv_cli.graph.row_matrix import (
     ON_EACH_VALUE,
-    PERMUTES,
     count_values,
     is_same_everywhere,
     keeps_order,

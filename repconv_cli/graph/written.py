@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from repconv_cli.algebra import Geometry
 from repconv_cli.algebra.geometry import regroup_geometry
-from repconv_cli.graph.arrange import moves
+from repconv_cli.graph.arrange import Move, moves
 from repconv_cli.graph.recipe import compute
 from repconv_cli.graph.term import Anchor, Term
 
@@ -61,9 +61,9 @@ def is_torch_same(term: Term) -> bool:
     )
 
 
-def moves_after(term: Term, anchor: Anchor) -> int:
-    """Return how many operators bring the anchor's axes to where the node has them."""
-    return 0 if term.layout is None else len(moves(term.layout, len(anchor.shape)))
+def moves_after(term: Term, anchor: Anchor) -> list[Move]:
+    """Return the operators that bring the anchor's axes to where the node has them."""
+    return [] if term.layout is None else moves(term.layout, len(anchor.shape))
 
 
 def is_written_as_linear(term: Term, anchor: Anchor) -> bool:

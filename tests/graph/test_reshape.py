@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -13,13 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from repconv_cli.errors import InexactError
-from repconv_cli.graph.arrange import Layout, moves, reshaped, unmoved
+from repconv_cli.graph.arrange import PERMUTES, Layout, moves, order_of, reshaped, scatters, unmoved
+from repconv_cli.graph.plan import make_plan
+from repconv_cli.graph.trace import trace
 from tests.graph.block_case import assert_leaves
 from tests.graph.models import conv, conv_bn
 from tests.graph.refusal_case import formula
 
 IMAGE = (2, 4, 6, 6)
 TOKENS = (2, 10, 4)
+PATCHES = (2, 3, 2, 3, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,18 @@ KEPT = [
         IMAGE,
         (2, 0, 4),
     ),
+    Moved(
+        "rows_that_a_single_permute_would_tear_apart",
+        formula(lambda p, x: p.linear(x.permute(0, 2, 4, 1, 3, 5)).transpose(-1, -2), linear=nn.Linear(4, 6)),
+        PATCHES,
+        (0, 0, 3),
+    ),
+    Moved(
+        "rows_are_not_torn_apart_for_a_scale",
+        formula(lambda p, x: p.linear(x.permute(0, 2, 4, 1, 3, 5)).mul(2).transpose(-1, -2), linear=nn.Linear(4, 6)),
+        PATCHES,
+        (0, 0, 3),
+    ),
 ]
 
 
@@ -200,6 +216,31 @@ def test_moves_do_what_the_layout_says(drawn: tuple[tuple[int, ...], Layout], ra
     for target, operands in moves(found, len(sizes)):
         y = target(y, *operands)
     assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("axes", range(1, 6))
+def test_what_moves_values_one_by_one(axes: int) -> None:
+    """All but those that copy rows, and those that transpose matrices: two runs of axes behind those that stay."""
+    rows = {(*order, axes - 1) for order in permutations(range(axes - 1))}
+    matrices = {
+        (*range(first), *range(second, axes), *range(first, second))
+        for first in range(axes)
+        for second in range(first, axes)
+    }
+    for order in permutations(range(axes)):
+        assert scatters(order) == (order not in rows | matrices), order
+
+
+def test_what_has_no_two_axes_has_one_order() -> None:
+    class Vectors(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            total = x.sum()
+            return x[0].t(), total.transpose(0, -1), total.permute([])
+
+    program = trace(Vectors(), (torch.randn(2, 6),), {})
+    orders = [order_of(node) for node in program.graph.nodes if node.target in PERMUTES]
+    assert orders == [[0], [], []]
+    assert make_plan(program).blocks == ()
 
 
 def test_a_reshape_that_cuts_an_axis_is_none() -> None:

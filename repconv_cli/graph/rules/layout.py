@@ -10,7 +10,7 @@ from torch import fx
 
 from repconv_cli.algebra import Axis, ConvMap, Geometry
 from repconv_cli.errors import InexactError
-from repconv_cli.graph.arrange import order_of
+from repconv_cli.graph.arrange import PERMUTES, order_of
 from repconv_cli.graph.rules.registry import Call, Step, aten, leaf_step, rule
 from repconv_cli.graph.term import Leaf
 from repconv_cli.graph.terms import (
@@ -124,7 +124,7 @@ def split_part(call: Call) -> Step | None:
     return Step((x,), lambda terms, anchor: select_term(terms[0], start, stop, axis, anchor))
 
 
-@rule(aten.permute.default, aten.transpose.int, aten.t.default)
+@rule(*PERMUTES)
 def permute(call: Call) -> Step | None:
     """A map on each position's channels runs before its axes change places as well as after."""
     x = call.variable(call.operand(0))
