@@ -18,8 +18,8 @@ def measure(runtime: str, modules: dict[str, nn.Module], args: tuple[Any, ...], 
     """Return the latencies of ``modules`` ("original", "repconv", perhaps "own") in a runtime."""
     make, _ = RUNTIMES[runtime]
     with torch.inference_mode() if runtime == "eager" else torch.no_grad():
-        runs = {name: make(module, (args, kwargs), 1) for name, module in modules.items()}
-        return _latency(take_turns(runs, threads=1, seconds=SECONDS_PER_RUNTIME))
+        loads = {name: make(module, (args, kwargs), 1) for name, module in modules.items()}
+        return _latency(take_turns(loads, threads=1, seconds=SECONDS_PER_RUNTIME))
 
 
 def _latency(rounds: Rounds) -> Latency:

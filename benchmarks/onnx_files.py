@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,10 @@ def gain(
 ) -> str:
     """Return how many times as fast ``after`` is, the 95 % interval, and its milliseconds."""
     try:
-        runs = {"original": make(before, feed), "repconv": make(after, feed)}
+        loads = {"original": partial(make, before, feed), "repconv": partial(make, after, feed)}
+        found = take_turns(loads, threads=1, seconds=math.inf, rounds=rounds)
     except Exception as error:  # noqa: BLE001 - a runtime that does not take the model at all
         return f"– ({str(error).splitlines()[0][:60]})"
-    found = take_turns(runs, threads=1, seconds=math.inf, rounds=rounds)
     ratio = found.ratio("original", "repconv")
     return f"{ratio.median:.3f}× ({ratio.low:.3f}–{ratio.high:.3f}), {found.milliseconds('repconv'):.1f} ms"
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import comb
+from itertools import permutations
 
 Run = Callable[[], object]
+# Makes a model ready to be called, in memory of its own where the runtime allows.
+Load = Callable[[], Run]
 
-ROUNDS = 21
+ROUNDS = 20
 FEWEST_ROUNDS = 6
 CONFIDENCE = 0.95
 _SECONDS_PER_SAMPLE = 0.03
 _WARM_UP = 3
+# Of each sample, so much again is run before it and not timed.
+_WARM_UP_PER_SAMPLE = 0.4
 
 
 @dataclass(frozen=True)
@@ -51,22 +56,38 @@ class Rounds:
         return interval([a / b for a, b in zip(self.seconds[form], self.seconds[reference], strict=True)])
 
 
-def take_turns(runs: dict[str, Run], *, threads: int, seconds: float, rounds: int = ROUNDS) -> Rounds:
-    """Return the times of all ``runs``, taken in turns in about ``seconds``, at most ``rounds`` times.
+def take_turns(loads: dict[str, Load], *, threads: int, seconds: float, rounds: int = ROUNDS) -> Rounds:
+    """Return the times of all forms, taken in turns in about ``seconds``, in at most ``rounds`` rounds.
 
     A machine slows down and speeds up while it works, and all forms of one round alike, so ratios are taken within a
-    round. With one thread the processor time counts, which leaves out what other programs take; else the clock.
+    round. The same file runs some percent faster or slower by what was loaded before it, so the forms are loaded in
+    each order that there is, for as many rounds each. With one thread the processor time counts, which leaves out what
+    other programs take; else the clock.
     """
     clock = time.process_time if threads == 1 else time.perf_counter
-    repeats = {name: _repeats(run) for name, run in runs.items()}
+    orders = [{name: loads[name] for name in order} for order in permutations(loads)]
+    repeats: dict[str, int] = {}
+    found = [_loaded_once(orders[0], repeats, clock, max(1, rounds // len(orders)), seconds / len(orders))]
+    found.extend(_loaded_once(order, repeats, clock, found[0].count, math.inf) for order in orders[1:])
+    return Rounds({name: [value for part in found for value in part.seconds[name]] for name in loads})
+
+
+def _loaded_once(
+    loads: dict[str, Load], repeats: dict[str, int], clock: Callable[[], float], rounds: int, seconds: float
+) -> Rounds:
+    """Return rounds of forms loaded in this order; ``repeats`` are found out the first time."""
+    runs = {name: load() for name, load in loads.items()}
+    if not repeats:
+        repeats.update({name: _repeats(run) for name, run in runs.items()})
     times: dict[str, list[float]] = {name: [] for name in runs}
     until = time.perf_counter() + seconds
+    fewest = math.ceil(FEWEST_ROUNDS / math.factorial(len(loads)))
     for done in range(rounds):
-        # The order changes, so that no form always runs on what another left in the caches.
+        # The order changes, so that no form always runs after the same other one.
         start = done % len(runs)
         for name in (*list(runs)[start:], *list(runs)[:start]):
             times[name].append(_sample(runs[name], repeats[name], clock))
-        if time.perf_counter() > until and done + 1 >= FEWEST_ROUNDS:
+        if time.perf_counter() > until and done + 1 >= fewest:
             break
     return Rounds(times)
 
@@ -79,6 +100,9 @@ def _repeats(run: Run) -> int:
 
 
 def _sample(run: Run, repeats: int, clock: Callable[[], float]) -> float:
+    # The first calls after another form ran find the caches full of that one's weights, for some ten milliseconds.
+    for _ in range(math.ceil(_WARM_UP_PER_SAMPLE * repeats)):
+        run()
     start = clock()
     for _ in range(repeats):
         run()
@@ -97,7 +121,7 @@ def interval(values: list[float]) -> Interval:
     ordered, count = sorted(values), len(values)
     outside, rank = 0.0, 0
     for index in range(count // 2):
-        outside += 2 * comb(count, index) / 2**count
+        outside += 2 * math.comb(count, index) / 2**count
         if outside > 1 - CONFIDENCE:
             break
         rank = index

@@ -1,4 +1,4 @@
-"""The runtimes that a model can be timed in, each as a function from a module to a call."""
+"""The runtimes that a model can be timed in, each as a function from a module to what loads it."""
 
 from __future__ import annotations
 
@@ -18,55 +18,65 @@ from repconv_cli.graph.program import tensors_in
 from repconv_cli.onnx.exporter import to_onnx
 from repconv_cli.results import RuntimeFacts
 from repconv_cli.timing.memory import peak_bytes
-from repconv_cli.timing.rounds import Rounds, Run, take_turns
+from repconv_cli.timing.rounds import Load, Rounds, Run, take_turns
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def _eager(module: nn.Module, call: Call, threads: int) -> Run:
+def _eager(module: nn.Module, call: Call, threads: int) -> Load:
     del threads
     args, kwargs = call
-    return lambda: module(*args, **kwargs)
+    return lambda: lambda: module(*args, **kwargs)
 
 
-def _compiled(module: nn.Module, call: Call, threads: int) -> Run:
+def _compiled(module: nn.Module, call: Call, threads: int) -> Load:
     del threads
     args, kwargs = call
     compiled = torch.compile(module)
     compiled(*args, **kwargs)
-    return lambda: compiled(*args, **kwargs)
+    return lambda: lambda: compiled(*args, **kwargs)
 
 
-def _onnxruntime(module: nn.Module, call: Call, threads: int) -> Run:
+def _onnxruntime(module: nn.Module, call: Call, threads: int) -> Load:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(as_onnx(module, call), options, ["CPUExecutionProvider"])
-    names = [info.name for info in session.get_inputs()]
-    feed = dict(zip(names, (leaf.numpy() for leaf in tensors_in(call)), strict=True))
-    return lambda: session.run(None, feed)
+    file = as_onnx(module, call)
+
+    def load() -> Run:
+        session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
+        names = [info.name for info in session.get_inputs()]
+        feed = dict(zip(names, (leaf.numpy() for leaf in tensors_in(call)), strict=True))
+        return lambda: session.run(None, feed)
+
+    return load
 
 
-def _openvino(module: nn.Module, call: Call, threads: int) -> Run:
+def _openvino(module: nn.Module, call: Call, threads: int) -> Load:
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(io.BytesIO(as_onnx(module, call)))
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1})
-    request = compiled.create_infer_request()
-    feed = dict(enumerate(leaf.numpy() for leaf in tensors_in(call)))
-    return lambda: request.infer(feed)
+    file = as_onnx(module, call)
+
+    def load() -> Run:
+        model = core.read_model(io.BytesIO(file))
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1})
+        request = compiled.create_infer_request()
+        feed = dict(enumerate(leaf.numpy() for leaf in tensors_in(call)))
+        return lambda: request.infer(feed)
+
+    return load
 
 
-RUNTIMES: dict[str, tuple[Callable[[nn.Module, Call, int], Run], tuple[str, ...]]] = {
+RUNTIMES: dict[str, tuple[Callable[[nn.Module, Call, int], Load], tuple[str, ...]]] = {
     "eager": (_eager, ("torch",)),
     "compile": (_compiled, ("torch",)),
     "onnxruntime": (_onnxruntime, ("onnxruntime", "onnx", "onnxscript")),
     "openvino": (_openvino, ("openvino", "onnx", "onnxscript")),
 }
-"""By name: how to make a call of a module, and the packages that it takes, its own first."""
+"""By name: how to make a module loadable, and the packages that it takes, its own first."""
 
 
 def installed(name: str) -> bool:
@@ -98,9 +108,9 @@ def measure_runtime(
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode() if name == "eager" else torch.no_grad():
-            runs = {"original": make(original, call, threads), "fused": make(fused, call, threads)}
-            found = take_turns(runs, threads=threads, seconds=seconds)
-            peaks = {form: peak_bytes(run) for form, run in runs.items()}
+            loads = {"original": make(original, call, threads), "fused": make(fused, call, threads)}
+            found = take_turns(loads, threads=threads, seconds=seconds)
+            peaks = {form: peak_bytes(load()) for form, load in loads.items()}
     except Exception as error:  # noqa: BLE001 - a runtime that cannot run the model is a result
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         return RuntimeFacts(name, runtime, problem=f"{type(error).__name__}: {text}"[:300])
