@@ -26,6 +26,34 @@ def functional_form(target: Any) -> Any:
     return found if found is not None and not found._schema.is_mutable else None
 
 
+# What these give lies in new memory, and their gradients do not need it.
+_GIVES_NEW_MEMORY = {
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding,
+    aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
+    aten.linear.default, aten.batch_norm.default, aten.add.Tensor, aten.addcmul.default,
+}  # fmt: skip
+_IN_PLACE: dict[Any, Any] = {
+    aten.relu.default: aten.relu_.default,
+    aten.relu6.default: aten.relu6_.default,
+    aten.hardtanh.default: aten.hardtanh_.default,
+    aten.leaky_relu.default: aten.leaky_relu_.default,
+    aten.silu.default: aten.silu_.default,
+    aten.hardswish.default: aten.hardswish_.default,
+}
+
+
+def in_place_form(node: fx.Node) -> Any:
+    """Return the operator that writes an activation over its operand, None where anyone else may read that.
+
+    Of a functional graph: an activation reads and writes its values once, and new memory is slower than what was just
+    written.
+    """
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or source.target not in _GIVES_NEW_MEMORY or len(source.users) > 1:
+        return None
+    return _IN_PLACE.get(node.target)
+
+
 def is_write(node: fx.Node) -> bool:
     """Whether ``node`` writes to a tensor that it is given."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

@@ -12,6 +12,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError, TraceError
+from repconv_cli.graph.functional import in_place_form
 
 
 @dataclass(frozen=True)
@@ -229,10 +230,12 @@ class ProgramModule(nn.Module):
             self.register_parameter(name, parameter)
         for name, buffer in root._buffers.items():
             self.register_buffer(name, buffer)
-        function, keys = _as_function(program)
+        function, keys = _as_function(program, lambda node: node.target)
+        in_place, _ = _as_function(program, lambda node: in_place_form(node) or node.target)
         # Kept out of the module's attributes, whose names belong to the model.
         self.__dict__["_repconv_program"] = program
         self.__dict__["_repconv_function"] = function
+        self.__dict__["_repconv_in_place"] = in_place
         self.__dict__["_repconv_places"] = [self._place(key) for key in keys]
 
     def _place(self, key: str) -> tuple[nn.Module, str]:
@@ -252,11 +255,15 @@ class ProgramModule(nn.Module):
         for info, leaf in zip(program.inputs, leaves, strict=True):
             info.check(leaf)
         tensors = [getattr(holder, name) for holder, name in self.__dict__["_repconv_places"]]
-        return program.outputs.unflatten(iter(self.__dict__["_repconv_function"](*tensors, *leaves)))
+        # What is traced stays functional: whoever compiles a graph plans its memory.
+        function = self.__dict__["_repconv_function" if torch.compiler.is_compiling() else "_repconv_in_place"]
+        return program.outputs.unflatten(iter(function(*tensors, *leaves)))
 
 
-def _as_function(program: Program) -> tuple[Callable[..., tuple[Any, ...]], list[str]]:
-    """Return the graph as a function of (tensors by key, inputs), and the keys.
+def _as_function(
+    program: Program, operator: Callable[[fx.Node], Any]
+) -> tuple[Callable[..., tuple[Any, ...]], list[str]]:
+    """Return the graph as a function of (tensors by key, inputs), and the keys; each node runs as ``operator`` says.
 
     torch.fx writes Python for it; every name in that code is made here, none is the model's.
     """
@@ -269,7 +276,7 @@ def _as_function(program: Program) -> tuple[Callable[..., tuple[Any, ...]], list
     for node in program.graph.nodes:
         if node.op == "call_function":
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: env[n])
-            env[node] = graph.create_node("call_function", node.target, args, kwargs, name=f"value_{len(env)}")
+            env[node] = graph.create_node("call_function", operator(node), args, kwargs, name=f"value_{len(env)}")
     graph.output(map_arg(tuple(program.output_nodes()), lambda n: env[n]))
     function: Callable[..., tuple[Any, ...]] = fx.GraphModule({}, graph, class_name="Fused").forward
     return function, [str(node.target) for node in tensors]

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from repconv_cli.errors import TraceError
 from repconv_cli.graph.functional import is_renamable
@@ -133,6 +135,81 @@ def exported(module: nn.Module) -> fx.Graph:
 def test_only_plain_writes_are_renamed(case: Written) -> None:
     module = randomised(Formula(case.function, conv=conv(4, 4)))
     assert is_renamable(exported(module)) is case.is_renamed
+
+
+ACTIVATIONS = [
+    functional.relu, functional.relu6, functional.hardtanh, functional.leaky_relu, functional.silu,
+    functional.hardswish,
+]  # fmt: skip
+
+
+def operators_run(module: nn.Module, x: Tensor) -> set[str]:
+    """Return the names of the operators that a call of ``module`` runs."""
+
+    class Log(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: set[str] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.add(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    with Log() as log, torch.no_grad():
+        module(x)
+    return log.names
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("is_sum", [False, True])
+def test_an_activation_runs_over_what_nobody_else_reads(activation: Callable[..., Tensor], is_sum: bool) -> None:
+    def forward(part: Any, x: Tensor) -> Tensor:
+        y = part.conv(x)
+        return activation(y + x if is_sum else y) * 2
+
+    module = randomised(Formula(forward, conv=conv(4, 4))).double()
+    model = ProgramModule(trace(module, (noise(SHAPE)[0].double(),), may_vary=STATIC))
+    values, gradients = [], []
+    for one in (module, model):
+        x = noise(SHAPE, seed=1)[0].double().requires_grad_()
+        before = x.detach().clone()
+        one.zero_grad()
+        found = one(x)
+        found.square().sum().backward()
+        assert torch.equal(x, before)
+        values.append(found)
+        gradients.append([x.grad, *(parameter.grad for parameter in one.parameters())])
+    assert torch.equal(*values)
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert any(name.endswith("_") for name in operators_run(model, x.detach()))
+
+
+SHARED: list[Callable[[Any, Tensor], Any]] = [
+    lambda p, x: functional.relu(x) + p.conv(x),  # the caller's
+    lambda p, x: (lambda y: functional.relu(y) - y)(p.conv(x)),  # read once more
+    lambda p, x: (lambda y: (functional.relu(y), y))(p.conv(x)),  # given out
+    lambda p, x: functional.relu(p.conv.weight) + p.conv(x).mean(),  # a parameter
+    lambda p, x: functional.relu(p.conv(x)[:, :2]),  # a view
+    lambda p, x: functional.relu(torch.sigmoid(p.conv(x))),  # whose gradient needs it
+]
+
+
+@pytest.mark.parametrize("forward", SHARED)
+def test_what_someone_else_may_read_is_not_written_over(forward: Callable[[Any, Tensor], Any]) -> None:
+    module = randomised(Formula(forward, conv=conv(4, 4)))
+    model = ProgramModule(trace(module, noise(SHAPE), may_vary=STATIC))
+    x = noise(SHAPE, seed=1)[0]
+    assert not any(name.endswith("_") for name in operators_run(model, x))
+    for one, other in zip(pytree.tree_leaves(model(x)), pytree.tree_leaves(module(x)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_is_exported_stays_functional(strict: bool) -> None:
+    module = randomised(Formula(lambda p, x: functional.relu(p.conv(x)), conv=conv(4, 4)))
+    model = ProgramModule(trace(module, noise(SHAPE), may_vary=STATIC))
+    graph = torch.export.export(model, noise(SHAPE), strict=strict).graph
+    assert torch.ops.aten.relu.default in {node.target for node in graph.nodes}
 
 
 def test_a_norm_that_updates_its_statistics_is_refused() -> None:
