@@ -92,7 +92,7 @@ def _run_branches(places: list[Place], region: list[fx.Node], fusion: Fusion, se
         with torch.no_grad():
             try:
                 y, scale = _run(region, x, fusion, constants)
-            except RuntimeError:
+            except (RuntimeError, IndexError):
                 return None
             values.append(_Values(x, y, scale))
     return values
@@ -103,7 +103,7 @@ def _error(operator: Callable[[Tensor], Tensor], branches: _Values) -> float:
     with torch.no_grad():
         try:
             found = operator(branches.x)
-        except RuntimeError:
+        except (RuntimeError, IndexError):
             return float("inf")
     if found.shape != branches.y.shape:
         return float("inf")

@@ -42,20 +42,28 @@ class Exported:
 
 
 def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_vary: MayVary) -> Exported:
-    """Return the graph with batch and space free where the model allows, else the batch alone, else none."""
+    """Return the graph with batch and space free where the model allows, else the batch alone, else none.
+
+    Axes that have one size alone, such as the channels of tokens, leave the others free.
+    """
     found: list[str] = []
     error: BaseException | None = None
     special: frozenset[int] = frozenset()
-    for free in (("space", "batch"), ("batch",), ()):
+    attempts = [(("space", "batch"), may_vary), (("batch",), may_vary), ((), may_vary)]
+    while attempts:
+        free, admitted = attempts.pop(0)
         if free == ("batch",) and special:
             continue
         try:
-            exported = _exported(module, args, kwargs, free, may_vary)
+            exported = _exported(module, args, kwargs, free, admitted)
             needed = _conditions(exported) if free else Conditions()
             if not needed.tied:
                 return Exported(_functional(exported), needed.bounds, _size_notes(free, found), special)
             found.append(_TIED)
             special = needed.special_batches()
+            narrower = _without(needed.fixed(), exported, args, kwargs, admitted) if "space" in free else None
+            if narrower is not None:
+                attempts.insert(0, (free, narrower))
         except _OverdueError:
             found.append(f"did not end within {_MOST_SECONDS} s while they were free")
         except Exception as failure:  # noqa: BLE001 - torch raises any kind from the user's forward
@@ -66,6 +74,29 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may
         f"torch.export cannot trace this model ({type(error).__name__}: {_first_line(error)})",
         hint="Give the shape that it takes with --input, or an --arch callable that returns a traceable part of it.",
     ) from error
+
+
+def _without(
+    fixed: set[tuple[str, int]],
+    exported: ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    may_vary: MayVary,
+) -> MayVary:
+    """Return what may vary but the axes ``fixed``; None where those are none, or leave no other axis in space."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    names = exported.graph_signature.user_inputs
+    admitted = _admitted(leaves, may_vary)
+    narrower = tuple(
+        tuple(is_free and (name, axis) not in fixed for axis, is_free in enumerate(row))
+        for name, row in zip(names, admitted, strict=True)
+    )
+    free = [_free_dims(leaf, ("space",), row) for leaf, row in zip(leaves, narrower, strict=True)]
+    return narrower if narrower != admitted and any(axis > 0 for dims in free for axis in dims or ()) else None
+
+
+def _admitted(leaves: list[Any], may_vary: MayVary) -> tuple[tuple[bool, ...], ...]:
+    return may_vary if may_vary is not None else tuple((True,) * 8 for _ in leaves)
 
 
 def export_usual(
@@ -103,7 +134,15 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
 
 def _conditions(exported: ExportedProgram) -> Conditions:
     """Return the conditions under which the graph holds."""
-    return conditions(getattr(exported, "_guards_code", None) or [], exported.graph_signature.user_inputs)
+    names = [name for name in exported.graph_signature.user_inputs if isinstance(name, str)]
+    values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.name in names}
+    examples = {
+        (name, axis): size if isinstance(size, int) else size.node.hint
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+        for axis, size in enumerate(value.shape)
+    }
+    return conditions(getattr(exported, "_guards_code", None) or [], names, examples)
 
 
 def _size_notes(free: tuple[str, ...], found: list[str]) -> tuple[str, ...]:
@@ -153,8 +192,7 @@ def _dynamic_shapes(
 ) -> dict[str, Any]:
     """Return the free sizes of each tensor by parameter name, nested as the arguments are."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    admitted = may_vary if may_vary is not None else tuple((True,) * 8 for _ in leaves)
-    dims = [_free_dims(leaf, free, allowed) for leaf, allowed in zip(leaves, admitted, strict=True)]
+    dims = [_free_dims(leaf, free, allowed) for leaf, allowed in zip(leaves, _admitted(leaves, may_vary), strict=True)]
     positional, named = pytree.tree_unflatten(dims, spec)
     signature = inspect.signature(module.forward)
     shapes: dict[str, Any] = {}

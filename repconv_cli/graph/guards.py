@@ -1,4 +1,7 @@
-"""Conditions on sizes under which an exported graph holds, as torch writes them: which of them tie no size."""
+"""Conditions on sizes under which an exported graph holds, as torch writes them: which of them tie no size.
+
+A condition that no law here shows to hold from some size on ties its sizes to the example's.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,16 @@ from dataclasses import dataclass, field
 # An input's axis, by the input's name as its placeholder has it, and the smallest size that it may have.
 Bounds = dict[tuple[str, int], int]
 
-# Guards that only say a size is not 1 (which broadcasts), bound it from below, or say that inputs come in batches of
-# one size, do not tie a size to the example.
+# That inputs come in batches of one size does not tie it to the example.
 _BATCH = r"L(?:\[[^]]+\])+\.size\(\)\[0\]"
 _TIMES = r"(?:(\d+) \* )?"
-_HARMLESS = re.compile(rf".*(!= [01]|>= [012]|> [01])$|{_TIMES}{_BATCH} == {_TIMES}{_BATCH}$")
+_SAME_BATCH = re.compile(rf"{_TIMES}{_BATCH} == {_TIMES}{_BATCH}$")
 _ONE_BATCH = re.compile(rf"{_BATCH} (==|!=) (\d+)$")
 _SIZE = re.compile(r"L((?:\[[^]]+\])+)\.size\(\)\[(\d+)\]$")
+_ONE_SIZE = re.compile(r"L((?:\[[^]]+\])+)\.size\(\)\[(\d+)\] == \d+$")
 _LARGEST_BOUND = 4096
+_NEXT_TO_NOTHING = 2
+_LARGEST_OR_SMALLEST: dict[str, Callable[[list[int]], int]] = {"torch.sym_max": max, "torch.sym_min": min}
 
 
 @dataclass
@@ -31,39 +36,48 @@ class Conditions:
         """Return the batches that are told from all others."""
         return frozenset(int(found[2]) for guard in self.tied if (found := _ONE_BATCH.match(guard)) is not None)
 
+    def fixed(self) -> set[tuple[str, int]]:
+        """Return the axes of inputs that have one size alone, none where anything else is tied too."""
+        found = [_ONE_SIZE.match(guard) for guard in self.tied]
+        return {_axis(one[1], one[2]) for one in found if one is not None} if all(found) else set()
+
     def is_free_but_for_batches(self) -> bool:
         """Whether nothing is tied but that the batch is none of some numbers."""
         found = [_ONE_BATCH.match(guard) for guard in self.tied]
         return all(one is not None and one[1] == "!=" for one in found)
 
 
-def conditions(guards: Iterable[str], names: Iterable[str]) -> Conditions:
-    """Return what ``guards`` say of the sizes of the inputs called ``names``.
+def conditions(guards: Iterable[str], names: Iterable[str], examples: Bounds | None = None) -> Conditions:
+    """Return what ``guards`` say of the sizes of the inputs called ``names``, which have ``examples`` for sizes.
 
     >>> conditions(["L['x'].size()[2] >= 3", "L['x'].size()[3] == 8"], ["x"])
     Conditions(tied=["L['x'].size()[3] == 8"], bounds={('x', 2): 3})
     """
-    found, known = Conditions(), set(names)
+    found, known, traced = Conditions(), set(names), examples or {}
     for guard in guards:
         for part in _parts(guard):
-            bound = _lower_bound(part)
-            if bound is not None and bound[0][0] in known and bound[0][1] > 0:
-                place, smallest = bound
-                found.bounds[place] = max(smallest, found.bounds.get(place, 1))
-            elif not _is_harmless(ast.unparse(part)):
+            bounds = {} if _is_same_batch(ast.unparse(part)) else _lower_bounds(part)
+            if bounds is None or any(
+                place[0] not in known or least > traced.get(place, least) for place, least in bounds.items()
+            ):
                 found.tied.append(guard)
+                continue
+            for place, least in bounds.items():
+                found.bounds[place] = max(least, found.bounds.get(place, 1))
     return found
 
 
-def _is_harmless(condition: str) -> bool:
-    """Whether ``condition`` ties nothing to the example.
+def _is_same_batch(condition: str) -> bool:
+    """Whether ``condition`` says that two batches are one.
 
-    >>> _is_harmless("6400 * L['x'].size()[0] == 6400 * L['y'].size()[0]"), _is_harmless("2 * L['x'].size()[0] == 8")
-    (True, False)
+    >>> _is_same_batch("6400 * L['x'].size()[0] == 6400 * L['y'].size()[0]")
+    True
+    >>> _is_same_batch("2 * L['x'].size()[0] == 8")
+    False
     """
-    found = _HARMLESS.match(condition)
-    # The same multiple of two batches on both sides; a condition of another kind has neither factor.
-    return found is not None and found[2] == found[3]
+    found = _SAME_BATCH.match(condition)
+    # The same multiple of two batches on both sides.
+    return found is not None and found[1] == found[2]
 
 
 def _parts(guard: str) -> Iterator[ast.expr]:
@@ -75,43 +89,73 @@ def _parts(guard: str) -> Iterator[ast.expr]:
     yield from whole.values if isinstance(whole, ast.BoolOp) and isinstance(whole.op, ast.And) else [whole]
 
 
-def _lower_bound(condition: ast.expr) -> tuple[tuple[str, int], int] | None:
-    """Return an axis and its smallest size where the condition says just that, None where it says anything else.
+def _lower_bounds(condition: ast.expr) -> Bounds | None:
+    """Return the smallest sizes from which on ``condition`` always holds, None where there are none that are known.
 
-    As ``1 + (size - 3) // 2 >= 3`` does: what stands on the left grows with the size.
+    ``1 + (size - 3) // 2 >= 3`` does, as what stands on the left grows with the size; so does ``size - 2 != 1``.
+    Batches have no bound: torch takes one of two for any but one, which is looked at by itself.
     """
     if not isinstance(condition, ast.Compare) or len(condition.ops) != 1:
         return None
-    limit, grows = _number(condition.comparators[0]), _growing(condition.left)
-    if limit is None or grows is None or not isinstance(condition.ops[0], (ast.GtE, ast.Gt)):
+    limit, operator = _number(condition.comparators[0]), condition.ops[0]
+    if limit is None or not isinstance(operator, (ast.GtE, ast.Gt, ast.NotEq)):
         return None
-    place, value = grows
-    least = limit + isinstance(condition.ops[0], ast.Gt)
-    smallest = next((size for size in range(1, _LARGEST_BOUND) if value(size) >= least), None)
-    return None if smallest is None else (place, smallest)
+    places = {place for node in ast.walk(condition.left) if (place := _place(node)) is not None}
+    spatial = {place for place in places if place[1] > 0}
+    # Of several sizes each may be small where the others are large; only what is next to nothing is asked of all.
+    if len(spatial) > 1 and limit > _NEXT_TO_NOTHING:
+        return None
+    least = limit + (not isinstance(operator, ast.GtE))
+    for size in range(1, _LARGEST_BOUND):
+        value = _value(condition.left, size, 1 if spatial else 2)
+        if value is not None and value >= least:
+            return {place: size for place in spatial if size > 1}
+        if not spatial:
+            break
+    return None
 
 
-def _growing(term: ast.expr) -> tuple[tuple[str, int], Callable[[int], int]] | None:
-    """Return the one size in ``term``, and its value as a function of it, where that never falls as the size grows."""
-    if (size := _SIZE.match(ast.unparse(term))) is not None:
-        path = re.findall(r"\[(?:'([^']*)'|(\d+))\]", size[1])
-        return ("_".join(name or index for name, index in path), int(size[2])), lambda value: value
+def _place(term: ast.AST) -> tuple[str, int] | None:
+    """Return the input and the axis whose size ``term`` is."""
+    size = _SIZE.match(ast.unparse(term)) if isinstance(term, ast.Subscript) else None
+    return None if size is None else _axis(size[1], size[2])
+
+
+def _axis(path: str, axis: str) -> tuple[str, int]:
+    """Return an input's name as its placeholder has it, and the number of an axis.
+
+    >>> _axis("['xs'][0]", "2")
+    ('xs_0', 2)
+    """
+    parts = re.findall(r"\[(?:'([^']*)'|(\d+))\]", path)
+    return "_".join(name or index for name, index in parts), int(axis)
+
+
+def _value(term: ast.expr, size: int, batch: int) -> int | None:
+    """Return ``term`` with all sizes ``size``, batches ``batch``; None where it may fall as one of them grows."""
+    if (number := _number(term)) is not None:
+        return number
+    if (place := _place(term)) is not None:
+        return size if place[1] > 0 else batch
+    if isinstance(term, ast.Call) and ast.unparse(term.func) in _LARGEST_OR_SMALLEST:
+        values = [_value(argument, size, batch) for argument in term.args]
+        known = [value for value in values if value is not None]
+        return _LARGEST_OR_SMALLEST[ast.unparse(term.func)](known) if known and len(known) == len(values) else None
     if not isinstance(term, ast.BinOp):
         return None
-    left, right = _number(term.left), _number(term.right)
-    inner = _growing(term.right if left is not None else term.left)
-    number = left if left is not None else right
-    if inner is None or number is None or (left is not None and not isinstance(term.op, (ast.Add, ast.Mult))):
+    left, right = _value(term.left, size, batch), _value(term.right, size, batch)
+    if left is None or right is None:
         return None
-    place, value = inner
     if isinstance(term.op, ast.Add):
-        return place, lambda size: value(size) + number
+        return left + right
+    if isinstance(term.op, ast.Mult):
+        # What is not negative here is not so at larger sizes either.
+        return left * right if min(left, right) >= 0 else None
+    divisor = _number(term.right)
     if isinstance(term.op, ast.Sub):
-        return place, lambda size: value(size) - number
-    if isinstance(term.op, ast.Mult) and number > 0:
-        return place, lambda size: value(size) * number
-    if isinstance(term.op, ast.FloorDiv) and number > 0:
-        return place, lambda size: value(size) // number
+        return None if divisor is None else left - divisor
+    if isinstance(term.op, ast.FloorDiv):
+        return None if divisor is None or divisor <= 0 else left // divisor
     return None
 
 

@@ -141,8 +141,8 @@ def value_inputs(node: fx.Node, without_value: Mapping[Any, int] = TYPED) -> lis
 class Constants:
     """Values that depend on parameters alone, in float64, evaluated when first asked for.
 
-    Sizes count as constants at their traced value, or at that of ``sizes``: a rule that uses one must not depend on
-    which value it is.
+    Sizes count as constants at their traced value, or at that of ``sizes``; :meth:`is_same_elsewhere` tells which of
+    them, and of what is made of them, a rule may read.
     """
 
     def __init__(self, program: Program, sizes: Sizes | None = None) -> None:
@@ -150,13 +150,15 @@ class Constants:
         self.sizes = sizes
         self.values: dict[fx.Node, Any] = {}
         self.nodes: set[fx.Node] = set()
+        self.sized: set[fx.Node] = set()
         for node in program.graph.nodes:
-            if (
-                node.op == "get_attr"
-                or node.meta.get("is_size")
-                or (node.op == "call_function" and all(source in self.nodes for source in value_inputs(node)))
-            ):
+            sources = value_inputs(node) if node.op == "call_function" else []
+            is_size = bool(node.meta.get("is_size"))
+            is_computed = node.op == "call_function" and self.nodes.issuperset(sources)
+            if is_size or is_computed or node.op == "get_attr":
                 self.nodes.add(node)
+            if is_size or (is_computed and not self.sized.isdisjoint(sources)):
+                self.sized.add(node)
 
     def __contains__(self, node: object) -> bool:
         return node in self.nodes
@@ -165,6 +167,29 @@ class Constants:
     def elsewhere(self) -> tuple[Constants, ...]:
         """The same constants at other choices of the free sizes."""
         return tuple(Constants(self.program, sizes) for sizes in other_sizes(self.program))
+
+    def is_same_elsewhere(self, node: fx.Node) -> bool:
+        """Whether a constant is the same at all sizes: along an axis that grows, one value again and again.
+
+        A number that is made of a free size is not, whatever it is at some sizes.
+        """
+        if node not in self.sized or not any(size is None for info in self.program.inputs for size in info.shape):
+            return True
+        if "shape" not in node.meta or not self.elsewhere:
+            return False
+        try:
+            values: list[Tensor] = [constants.value(node) for constants in (self, *self.elsewhere)]
+        except (RuntimeError, IndexError, ValueError):
+            return False
+        if any(value.ndim != values[0].ndim for value in values):
+            return False
+        for axis in range(values[0].ndim):
+            if any(value.shape[axis] != values[0].shape[axis] for value in values):
+                firsts = [value.narrow(axis, 0, 1) for value in values]
+                if not all(bool((value == first).all()) for value, first in zip(values, firsts, strict=True)):
+                    return False
+                values = firsts
+        return all(torch.equal(value, values[0]) for value in values)
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Return the shape of a tensor at these sizes."""

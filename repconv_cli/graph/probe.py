@@ -92,7 +92,7 @@ def probed_step(
                 continue
             try:
                 found = probe(anchor, region, constants, axis)
-            except (InexactError, RuntimeError):
+            except (InexactError, RuntimeError, IndexError):
                 if structure is not None:
                     failed.add((structure, axis))
                 continue

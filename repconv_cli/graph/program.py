@@ -30,10 +30,17 @@ class InputInfo:
     smallest: tuple[int, ...] = ()
 
     def check(self, value: Any) -> None:
-        """Raise :class:`InputError` for a tensor with an axis below its smallest size."""
-        if not self.smallest or not isinstance(value, Tensor) or value.ndim != len(self.smallest):
+        """Raise :class:`InputError` for an axis of another size than a fixed one, or below its smallest."""
+        if not isinstance(value, Tensor) or value.ndim != len(self.shape):
             return
-        for axis, (size, least) in enumerate(zip(value.shape, self.smallest, strict=True)):
+        for axis, (size, fixed) in enumerate(zip(value.shape, self.shape, strict=True)):
+            least = self.smallest[axis] if self.smallest else 1
+            if fixed is not None and size != fixed:
+                raise InputError(
+                    f"input {self.name}: axis {axis} has size {size}",
+                    needed=f"{fixed}, the only size that this graph was made for",
+                    hint="Fuse the model again at the size that it is used at: --input.",
+                )
             if size < least:
                 raise InputError(
                     f"input {self.name}: axis {axis} has size {size}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError
 from repconv_cli.graph.kept import quiet
-from repconv_cli.graph.program import Program
+from repconv_cli.graph.program import InputInfo, Program
 
 # These give a view or one number of what they are given, at no cost.
 _PICKS = {torch.ops.aten.select.int, torch.ops.aten.item.default}
 
-# By how much free sizes are grown: a little, and beyond the usual stride of a whole network.
-GROWTHS = (1, 2, 3, 33, 66)
+# What is done to free sizes (of the batch, then of each spatial axis), no two axes alike: first they get smaller, the
+# second more than the first; then larger, the first less than the second, with each remainder by 2, 3 and 4 among them.
+_SMALLER = (Fraction(1), Fraction(3, 4), Fraction(2, 3), Fraction(1, 2))
+_LARGER = ((0, 1, 2, 3), (0, 2, 3, 1), (5, 35, 49, 38))
 # A tensor larger than this is no model's.
 MOST_BYTES = 1 << 34
 
@@ -34,24 +37,37 @@ class Sizes:
 
 
 def other_sizes(program: Program) -> Iterator[Sizes]:
-    """Yield the sizes with all free spatial sizes grown, as far as the graph takes them.
+    """Yield the sizes at other choices of the free ones, smaller and larger, as far as the graph takes them.
 
     With nothing free but the batch there is one choice, of another batch.
     """
     has_free_space = any(size is None for info in program.inputs for size in info.shape[1:])
-    for growth in GROWTHS if has_free_space else (1,):
-        shapes = [
-            tuple(
-                size + (growth if info.shape[axis] is None and (axis > 0) is has_free_space else 0)
-                for axis, size in enumerate(info.example)
-            )
-            for info in program.inputs
-        ]
+    changes: list[Callable[[int, int], int]] = [lambda size, axis, by=by: size + by[axis] for by in _LARGER]  # type: ignore[misc]
+    changes = [_shrunk, *changes] if has_free_space else changes[-1:]
+    for change in changes:
+        shapes = [_changed(info, change) for info in program.inputs]
         if shapes == [info.example for info in program.inputs]:
-            return
+            continue
         found = propagate(program, shapes)
         if found is not None:
             yield found
+
+
+def _shrunk(size: int, axis: int) -> int:
+    return int(size * _SMALLER[axis])
+
+
+def _changed(info: InputInfo, change: Callable[[int, int], int]) -> tuple[int, ...]:
+    """Return the example's shape with each free size changed, none of them below the smallest that there may be.
+
+    Of images the third axis is the first in space, of tokens the second.
+    """
+    return tuple(
+        max(change(size, axis and max(axis - 1, 1)), info.smallest[axis] if info.smallest else 1)
+        if info.shape[axis] is None
+        else size
+        for axis, size in enumerate(info.example)
+    )
 
 
 def propagate(program: Program, inputs: list[tuple[int, ...]]) -> Sizes | None:

@@ -127,7 +127,10 @@ def _input_info(node: fx.Node, bounds: Bounds) -> InputInfo:
     sizes, free = _sizes(value)
     example = tuple(size for size in sizes if size is not None)
     shape = tuple(None if is_free else size for size, is_free in zip(sizes, free, strict=True))
-    smallest = tuple(bounds.get((node.name, axis), 1) if is_free else 1 for axis, is_free in enumerate(free))
+    # torch takes a free size for more than one, and says nothing of one; a batch of one is looked at by itself.
+    smallest = tuple(
+        max(bounds.get((node.name, axis), 1), min(axis, 1) + 1) if is_free else 1 for axis, is_free in enumerate(free)
+    )
     return InputInfo(str(node.target), shape, example, value.dtype, smallest if max(smallest, default=1) > 1 else ())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from repconv_cli.errors import InexactError
 from repconv_cli.graph.interpret import Constants
 from repconv_cli.graph.term import Anchor, Leaf, Term
 from repconv_cli.graph.terms import apply_leaf
@@ -74,6 +75,8 @@ class Call:
 
 
 Rule = Callable[[Call], Step | None]
+# What these make of a size is told by the shape of what they give.
+SHAPED_BY_SIZES = {aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.unflatten.int}
 RULES: dict[Any, Rule] = {}
 
 
@@ -96,6 +99,10 @@ def describe(node: fx.Node, constants: Constants) -> Step | None:
     found = RULES.get(node.target) if node.op == "call_function" else None
     if found is None or "shape" not in node.meta or len(node.meta["shape"]) < 2:
         return None
+    if node.target not in SHAPED_BY_SIZES and not all(
+        constants.is_same_elsewhere(source) for source in node.all_input_nodes if source in constants
+    ):
+        raise InexactError("a constant made of a size that is free")
     step = found(Call(node, constants))
     # A cast in between would round.
     if step is None or any(source.meta.get("dtype") != node.meta["dtype"] for source in step.inputs):

@@ -1,0 +1,139 @@
+"""A size that is told to be free is: no number that is made of one is taken for what it was at the example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import repconv_cli
+from repconv_cli.errors import InputError
+from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.plan import make_plan
+from repconv_cli.graph.sizes import other_sizes
+from repconv_cli.graph.trace import trace
+from tests.graph.models import Formula, conv, randomised
+from tests.graph.proof import TOLERANCE, difference, fused, noise
+
+SQUARE = (2, 4, 8, 8)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A forward with two convolutions between which something depends on a size, and a shape at which it shows."""
+
+    name: str
+    function: Callable[[Any, Tensor], Tensor]
+    other: tuple[int, ...]
+    shape: tuple[int, ...] = SQUARE
+
+    def make(self) -> nn.Module:
+        return randomised(Formula(lambda p, x: p.b(self.function(p.a(x), x)), a=conv(4, 4), b=conv(4, 4, 1)))
+
+
+WIDE, HIGH = (2, 4, 8, 16), (2, 4, 16, 8)
+SIZED = [
+    Sized("a_ratio", lambda y, x: y * (x.shape[2] / x.shape[3]), WIDE),
+    Sized("padded_to_a_square", lambda y, x: functional.pad(y, (0, 0, 0, max(0, x.shape[3] - x.shape[2]))), WIDE),
+    Sized("padded_to_the_other_square", lambda y, x: functional.pad(y, (0, max(0, x.shape[2] - x.shape[3]))), HIGH),
+    Sized("sizes_exchanged", lambda y, x: y.flatten(2).reshape(x.shape[0], 4, x.shape[3], x.shape[2]), WIDE),
+    Sized("resized_to_the_other", lambda y, x: functional.interpolate(y, size=(x.shape[3], x.shape[2])), WIDE),
+    Sized("rolled_by_a_difference", lambda y, x: torch.roll(y, x.shape[2] - x.shape[3], 2), WIDE),
+    Sized("rows_by_the_width", lambda y, x: y[:, :, torch.arange(x.shape[3])], HIGH),
+    Sized("at_most_its_size_here", lambda y, x: y * min(x.shape[2], 8), (2, 4, 4, 4)),
+    Sized("a_band_as_wide_as_here", lambda y, x: y * torch.ones(x.shape[2], x.shape[3]).tril(20), (2, 4, 32, 32)),
+    Sized("by_the_batch", lambda y, x: y * ((x.shape[0] + 1) // 2), (5, 4, 8, 8), (3, 4, 8, 8)),
+    Sized("over_the_batch", lambda y, x: y / x.shape[0], (5, 4, 8, 8)),
+    Sized("batch_times_height", lambda y, x: y * (x.shape[0] * x.shape[2]), (3, 4, 9, 8)),
+    Sized("a_constant_of_the_height", lambda y, x: y + torch.full((4, 1, 1), x.shape[2]), HIGH),
+    Sized(
+        "another_factor_for_each_sample",
+        lambda y, x: y * (torch.arange(x.shape[0]) // 2 + 1).view(-1, 1, 1, 1),
+        (7, 4, 8, 8),
+        (4, 4, 8, 8),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", SIZED, ids=lambda case: case.name)
+def test_what_depends_on_a_size_does_so_after_fusing(case: Sized) -> None:
+    module = case.make()
+    program = fused(module, noise(case.shape), is_spatial_free=True).program
+    assert program.inputs[0].shape == (None, 4, None, None)
+    for shape in (case.shape, case.other):
+        assert difference(module, program, noise(shape, seed=1)) <= TOLERANCE
+
+
+NEUTRAL = [
+    Sized("zeros_of_its_size", lambda y, x: y + torch.zeros(x.shape[0], 4, x.shape[2], x.shape[3]), WIDE),
+    Sized("one_value_spread", lambda y, x: y * torch.full((x.shape[2], x.shape[3]), 3.0), WIDE),
+    Sized("there_and_back", lambda y, x: y.flatten(2).reshape(x.shape), WIDE),
+]
+
+
+@pytest.mark.parametrize("case", NEUTRAL, ids=lambda case: case.name)
+def test_what_is_the_same_at_all_sizes_is_fused(case: Sized) -> None:
+    module = case.make()
+    found = fused(module, noise(case.shape), is_spatial_free=True)
+    assert len(found.plan.blocks) == 1
+    assert difference(module, found.program, noise(case.other, seed=1)) <= TOLERANCE
+
+
+def test_other_sizes_are_smaller_and_larger_and_no_two_axes_alike() -> None:
+    program = trace(conv(4, 4), noise(SQUARE))
+    (x,) = program.placeholders()
+    shapes = [sizes.shapes[x] for sizes in other_sizes(program)]
+    batch, height, width = ([shape[axis] for shape in shapes] for axis in (0, 2, 3))
+    assert max(batch) > 2
+    for sizes in (height, width):
+        assert min(sizes) < 8 < max(sizes)
+        for stride in (2, 3, 4):
+            assert {size % stride for size in (8, *sizes)} == set(range(stride))
+    ratios = [h / w for h, w in zip(height, width, strict=True)]
+    assert min(ratios) < 1 < max(ratios)
+
+
+def test_a_number_of_a_fixed_size_is_a_number() -> None:
+    module = randomised(Formula(lambda p, x: p.b(p.a(x) / x.shape[2]), a=conv(4, 4), b=conv(4, 4, 1)))
+    program = trace(module, noise(SQUARE), may_vary=((True, False, False, False),))
+    assert len(make_plan(program).blocks) == 1
+    constants = Constants(program)
+    assert all(constants.is_same_elsewhere(node) for node in program.graph.nodes if node.op == "get_attr")
+
+
+def test_tokens_are_free_in_number_but_not_in_channels() -> None:
+    program = trace(nn.Linear(4, 4), noise((2, 10, 4)))
+    assert program.inputs[0].shape == (None, None, 4)
+    assert program.notes == ()
+
+
+WAYS: list[tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...], tuple[int, ...]]] = [
+    (lambda p, x: p.a(functional.pad(x, (0, 0, 0, 1)) if x.shape[2] % 2 == 1 else x).relu(), SQUARE, (2, 4, 9, 8)),
+    (lambda p, x: p.a(x).relu() * (2 if x.shape[0] % 3 == 0 else 1), SQUARE, (3, 4, 8, 8)),
+    (lambda p, x: p.a(x).relu() * (2 if x.shape[2] - x.shape[3] >= 1 else 1), (2, 4, 20, 10), SQUARE),
+    (lambda p, x: p.a(x).relu() * (2 if x.shape[2] // 8 != 1 else 1), (2, 4, 20, 10), (2, 4, 9, 9)),
+    (lambda p, x: p.a(x).relu() * (2 if 16 // x.shape[2] >= 1 else 1), (2, 4, 10, 10), (2, 4, 32, 32)),
+    (lambda p, x: p.a(x).relu() * (2 if x.shape[2] >= 16 else 1), SQUARE, (2, 4, 32, 32)),
+    (lambda p, x: p.a(x).relu() * (2 if x.shape[2] == 1 else 1), SQUARE, (2, 4, 1, 8)),
+    (lambda p, x: p.a(x).relu().squeeze(3), SQUARE, (2, 4, 8, 1)),
+]
+
+
+@pytest.mark.parametrize(("function", "shape", "other"), WAYS)
+def test_a_size_that_would_take_another_way_is_refused_when_called(
+    function: Callable[[Any, Tensor], Tensor], shape: tuple[int, ...], other: tuple[int, ...], tmp_path: Path
+) -> None:
+    module = randomised(Formula(function, a=conv(4, 4)))
+    repconv_cli.fuse(module, tmp_path / "out.safetensors", input=shape)
+    model = repconv_cli.load(tmp_path / "out.safetensors")
+    x = noise(shape)[0]
+    with torch.no_grad():
+        assert torch.allclose(model(x), module(x), atol=1e-4)
+    with pytest.raises(InputError, match=r"axis \d has size"):
+        model(noise(other)[0])
