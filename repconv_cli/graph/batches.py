@@ -133,7 +133,7 @@ def _is_alike(one: Tensor, other: Tensor) -> bool:
         return False
     if not one.is_floating_point():
         return torch.equal(one, other)
-    finite = other[other.isfinite()].abs()
+    finite = other.detach()[other.isfinite()].abs()
     limit = torch.finfo(one.dtype).eps ** 0.5 * (float(finite.max()) if finite.numel() else 0.0)
     return torch.allclose(one, other, rtol=0, atol=limit, equal_nan=True)
 

@@ -141,6 +141,8 @@ def value_inputs(node: fx.Node, without_value: Mapping[Any, int] = TYPED) -> lis
 class Constants:
     """Values that depend on parameters alone, in float64, evaluated when first asked for.
 
+    What a cast rounds is none, as weights that run in half precision.
+
     Sizes count as constants at their traced value, or at that of ``sizes``; :meth:`is_same_elsewhere` tells which of
     them, and of what is made of them, a rule may read.
     """
@@ -154,7 +156,7 @@ class Constants:
         for node in program.graph.nodes:
             sources = value_inputs(node) if node.op == "call_function" else []
             is_size = bool(node.meta.get("is_size"))
-            is_computed = node.op == "call_function" and self.nodes.issuperset(sources)
+            is_computed = node.op == "call_function" and self.nodes.issuperset(sources) and not _rounds(node, sources)
             if is_size or is_computed or node.op == "get_attr":
                 self.nodes.add(node)
             if is_size or (is_computed and not self.sized.isdisjoint(sources)):
@@ -238,6 +240,12 @@ class Constants:
                 seen.update(fresh)
                 stack.extend(fresh)
         return list(found)
+
+
+def _rounds(node: fx.Node, sources: list[fx.Node]) -> bool:
+    """Whether a call gives values of fewer digits than it is given: in float64 they would be other ones."""
+    kinds = [n.meta["dtype"] for n in (node, *sources) if n.meta.get("dtype") in _DOUBLED | {torch.float64}]
+    return node.meta.get("dtype") in kinds and any(torch.finfo(kinds[0]).eps > torch.finfo(kind).eps for kind in kinds)
 
 
 def _unmet(node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:

@@ -22,8 +22,8 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """
     before = [(part, dict(part.__dict__)) for part in module.modules()]
     held = [(value, copy(value)) for _, attributes in before for value in attributes.values() if type(value) in _HOLD]
-    module.eval()
     try:
+        _to_eval_mode(module)
         yield
     finally:
         for part, attributes in before:
@@ -32,6 +32,14 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
         for holder, contents in held:
             holder.clear()
             (holder.extend if isinstance(holder, list) else holder.update)(contents)
+
+
+def _to_eval_mode(module: nn.Module) -> None:
+    try:
+        module.eval()
+    except Exception:  # noqa: BLE001 - what torch exported has no modes, and a user's own may raise anything
+        for part in module.modules():
+            part.training = False
 
 
 _HOLD = (dict, list, set, OrderedDict)

@@ -151,11 +151,12 @@ class _Naming:
     def __init__(self, program: Program, analysis: Analysis) -> None:
         self.program = program
         self.analysis = analysis
-        # A key that more than one operator reads keeps its meaning: it is never reused for a fused weight.
+        # A key that more than one operator reads, or that the model gives out, keeps its meaning: it is never reused
+        # for a fused weight.
         self.uses = Counter(
             key
             for node in program.graph.nodes
-            if node.op == "call_function" and node not in analysis.constants
+            if node.op in ("call_function", "output") and node not in analysis.constants
             for source in node.all_input_nodes
             if source in analysis.constants
             for key in analysis.constants.keys(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,9 +67,11 @@ class Structure:
         children = tuple(cls.of(spec.child(index)) for index in range(spec.num_children))
         if spec.type is list:
             return cls("list", children)
-        if spec.type is tuple or issubclass(spec.type, tuple):
+        # Of a named tuple torch names the function that makes such classes.
+        if spec.type is namedtuple or (isinstance(spec.type, type) and issubclass(spec.type, tuple)):
             return cls("tuple", children)
-        keys = spec.context if isinstance(spec.context, list) else next(iter(spec.context))
+        context = spec.context
+        keys = context if isinstance(context, list) else next(iter(context)) if isinstance(context, tuple) else None
         if isinstance(keys, (list, tuple)) and len(keys) == len(children):
             return cls("dict", children, tuple(str(key) for key in keys))
         raise TraceError(

@@ -29,6 +29,15 @@ _DROPPED = {
 _NORMS = {aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats}
 # In a functional graph these give their first argument's values under another name.
 _ALIASES = {aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default}
+# Casts, which give what they are given where that is of the dtype already.
+_CASTS = {
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten.to.other,
+    aten.type_as.default,
+}
 _DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 # Several names for one operator.
 _SYNONYMS = {
@@ -226,6 +235,8 @@ class _Copier:
         if node.target in _ALIASES or _is_dropout_in_eval_mode(node):
             return self.env[node.args[0]]  # type: ignore[index]
         source = node.args[0] if node.args else None
+        if node.target in _CASTS and isinstance(source, fx.Node) and _is_same_kind(node, source):
+            return self.env[source]
         if node.target is operator.getitem and isinstance(source, fx.Node) and source.target in _NORMS:
             return self.env[source] if node.args[1] == 0 else None
         if node.target is aten.slice.Tensor and _is_whole(node.args[1:]):
@@ -277,6 +288,15 @@ def _path(node: fx.Node) -> str:
 
 def _is_dropout_in_eval_mode(node: fx.Node) -> bool:
     return node.target in _DROPOUTS and not (node.args[2] if len(node.args) > 2 else node.kwargs.get("train", True))
+
+
+def _is_same_kind(node: fx.Node, source: fx.Node) -> bool:
+    after, before = node.meta.get("val"), source.meta.get("val")
+    return (
+        isinstance(after, Tensor)
+        and isinstance(before, Tensor)
+        and (after.dtype, after.device, after.layout) == (before.dtype, before.device, before.layout)
+    )
 
 
 def _is_whole(window: tuple[Any, ...]) -> bool:

@@ -97,7 +97,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 def describe(node: fx.Node, constants: Constants) -> Step | None:
     """Return the step of ``node``, or None where it is no affine map of one tensor."""
     found = RULES.get(node.target) if node.op == "call_function" else None
-    if found is None or "shape" not in node.meta or len(node.meta["shape"]) < 2:
+    if found is None or len(node.meta.get("shape", ())) < 2 or _is_empty(node):
         return None
     if node.target not in SHAPED_BY_SIZES and not all(
         constants.is_same_elsewhere(source) for source in node.all_input_nodes if source in constants
@@ -105,9 +105,14 @@ def describe(node: fx.Node, constants: Constants) -> Step | None:
         raise InexactError("a constant made of a size that is free")
     step = found(Call(node, constants))
     # A cast in between would round.
-    if step is None or any(source.meta.get("dtype") != node.meta["dtype"] for source in step.inputs):
+    if step is None or any(s.meta.get("dtype") != node.meta["dtype"] or _is_empty(s) for s in step.inputs):
         return None
     return step
+
+
+def _is_empty(node: fx.Node) -> bool:
+    """Whether a tensor has no values, such as the last part of channels that were all taken before."""
+    return 0 in node.meta.get("shape", ())
 
 
 def leaf_step(x: fx.Node, leaf: Leaf, axis: int, label: str) -> Step:

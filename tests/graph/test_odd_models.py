@@ -1,0 +1,99 @@
+"""Models that are odd, and models all the same: parts without values, parameters given out, casts, other modes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+import repconv_cli
+from repconv_cli.errors import InputError
+from tests.graph.models import Formula, conv, randomised
+from tests.graph.proof import noise
+
+SHAPE = (2, 4, 8, 8)
+Forward = Callable[[Any, Tensor], Any]
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+def made(forward: Forward) -> nn.Module:
+    return randomised(Formula(forward, a=conv(4, 4), b=conv(4, 4, 1)))
+
+
+def assert_fuses(module: nn.Module, path: Path, blocks: int) -> None:
+    """Fail unless the fused file has that many blocks, and gives what ``module`` does."""
+    result = repconv_cli.fuse(module, path, input=SHAPE, force=True)
+    assert result.verification is not None
+    assert (result.verification.verdict, len(result.blocks)) == ("pass", blocks)
+    x = noise(SHAPE, seed=1)[0]
+    with torch.no_grad():
+        pairs = zip(pytree.tree_leaves(repconv_cli.load(path)(x)), pytree.tree_leaves(module(x)), strict=True)
+        for found, expected in pairs:
+            assert found.dtype == expected.dtype
+            assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
+
+
+@torch.autocast("cpu", dtype=torch.bfloat16)
+def in_half_precision(p: Any, x: Tensor) -> Tensor:
+    y: Tensor = p.b(p.a(x).mul(2).relu())
+    return y.float()
+
+
+def a_copy_is_written(p: Any, x: Tensor) -> Tensor:
+    y = p.a(x)
+    z = y.to(torch.float32, copy=True)
+    z.add_(1)
+    return p.b(y) + z  # type: ignore[no-any-return]
+
+
+ODD: list[tuple[str, Forward, int]] = [
+    ("named_tuple", lambda p, x: Pair(p.a(x), p.b(p.a(x))), 1),
+    ("named_tuple_inside", lambda p, x: {"pairs": [Pair(p.a(x), p.b(p.a(x)))]}, 1),
+    ("a_weight_is_given_out", lambda p, x: (p.a(x).mul(2).relu(), p.a.weight), 1),
+    ("no_channels_beside", lambda p, x: p.b(torch.cat([p.a(x), p.a(x)[:, 4:]], 1)), 1),
+    ("no_channels_are_left", lambda p, x: p.a(x).split([4, 0], 1)[0].relu() + p.a(x)[:, :0].sum(), 1),
+    ("no_rows_below", lambda p, x: torch.cat([p.a(x), p.a(x)[:, :, 8:]], 2), 1),
+    ("a_cast_to_what_it_is", lambda p, x: p.b(p.a(x).float()), 1),
+    ("the_type_of_another", lambda p, x: p.b(p.a(x).type_as(p.a.weight)), 1),
+    ("the_device_that_it_is_on", lambda p, x: p.b(p.a(x).to("cpu")), 1),
+    ("a_copy_is_written", a_copy_is_written, 1),
+    ("a_rounded_weight", lambda p, x: functional.conv2d(x, p.a.weight.half().float(), padding=1).mul(2).relu(), 0),
+    ("rounded_between", lambda p, x: p.b(p.a(x).half().float()), 0),
+    ("a_layer_in_half", lambda p, x: functional.conv2d(x.half(), p.a.weight.half(), padding=1).float(), 0),
+    ("autocast", in_half_precision, 0),
+]
+
+
+@pytest.mark.parametrize(("forward", "blocks"), [case[1:] for case in ODD], ids=[case[0] for case in ODD])
+def test_an_odd_model_is_fused_or_left_and_gives_the_same(forward: Forward, blocks: int, tmp_path: Path) -> None:
+    assert_fuses(made(forward), tmp_path / "out.safetensors", blocks)
+
+
+def test_a_container_that_no_file_holds_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gives a deque"):
+        repconv_cli.fuse(made(lambda p, x: deque([p.a(x)])), tmp_path / "out.safetensors", input=SHAPE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_without_modes_is_as_good_as_any(tmp_path: Path) -> None:
+    module = made(lambda p, x: p.b(p.a(x)))
+
+    class OneMode(Formula):
+        def train(self) -> None:  # type: ignore[override]
+            raise AssertionError("nobody asked for it")
+
+    exported = torch.export.export(module, noise(SHAPE)).module()
+    own = OneMode(lambda p, x: p.b(p.a(x)), a=conv(4, 4), b=conv(4, 4, 1))
+    for source in (exported, own):
+        assert_fuses(source, tmp_path / "out.safetensors", 1)
