@@ -10,6 +10,7 @@ from torch import nn
 
 from repconv_cli import convert, gains
 from repconv_cli.convert import load
+from repconv_cli.errors import InputError
 from repconv_cli.options import Options, Timing
 from repconv_cli.results import Result
 
@@ -51,6 +52,11 @@ def _options(given: dict[str, Any]) -> Options:
     if "args" in given or "kwargs" in given:
         given["example"] = (tuple(given.pop("args", ())), dict(given.pop("kwargs", {})))
     shape = given.pop("input", ())
-    if shape and isinstance(shape[0], int):
-        shape = (tuple(shape),)
-    return replace(Options(**given), input=tuple(tuple(s) for s in shape))
+    shapes = (shape,) if isinstance(shape, (list, tuple)) and shape and isinstance(shape[0], int) else shape
+    if not isinstance(shapes, (list, tuple)) or not all(map(_is_shape, shapes)):
+        raise InputError(f"input={shape!r}"[:100], needed="a shape such as (1, 3, 224, 224), or several")
+    return replace(Options(**given), input=tuple(tuple(s) for s in shapes))
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(type(n) is int and n > 0 for n in value)

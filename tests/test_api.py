@@ -232,6 +232,13 @@ def test_wrong_calls_are_told(towers: TwoTowers, out: Path, tmp_path: Path) -> N
         api.inspect(towers, shape=SHAPE)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, -1, 9), (2, 3, 0, 9), ((),), (2.0, 3, 8, 8), "2,3,8,8", (True, 3, 8, 8), 7])
+def test_what_is_no_shape_is_told(shape: object) -> None:
+    with pytest.raises(InputError, match="input=") as caught:
+        repconv_cli.inspect(nn.Conv2d(3, 4, 3), input=shape)
+    assert "(1, 3, 224, 224)" in str(caught.value)
+
+
 def test_a_weights_file_that_is_not_ours_is_not_loaded(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(2)}, tmp_path / "weights.pt")
     with pytest.raises(InputError, match=r"weights\.pt: it holds no graph"):

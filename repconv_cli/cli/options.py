@@ -79,7 +79,9 @@ class Judging:
     samples: Annotated[
         int, typer.Option("--samples", min=1, metavar="N", help="Random inputs to compare outputs on.")
     ] = 4
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random inputs.")] = 0
+    seed: Annotated[
+        int, typer.Option("--seed", min=-(2**62), max=2**62, metavar="N", help="Seed of the random inputs.")
+    ] = 0
     rtol: Annotated[
         float | None,
         typer.Option("--rtol", min=0, metavar="X", help="Judge by |Δ| ≤ atol + rtol·|y| instead of by noise."),

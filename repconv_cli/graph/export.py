@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import TraceError
 from repconv_cli.graph.functional import is_renamable
-from repconv_cli.graph.guards import Bounds, Conditions, conditions
+from repconv_cli.graph.guards import Conditions, conditions
 from repconv_cli.graph.kept import in_eval_mode
 
 _MOST_SECONDS = 60
@@ -30,13 +30,13 @@ MayVary = tuple[tuple[bool, ...], ...] | None
 
 @dataclass(frozen=True)
 class Exported:
-    """A functional graph, the lower bounds of its free sizes, and what to tell the user of those that are fixed.
+    """A functional graph, the conditions on its free sizes, and what to tell the user of those that are fixed.
 
     ``special`` are batches that the model tells from all others, by torch's own conditions.
     """
 
     program: ExportedProgram
-    bounds: Bounds
+    conditions: Conditions
     notes: tuple[str, ...] = ()
     special: frozenset[int] = frozenset()
 
@@ -58,7 +58,7 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may
             exported = _exported(module, args, kwargs, free, admitted)
             needed = _conditions(exported) if free else Conditions()
             if not needed.tied:
-                return Exported(_functional(exported), needed.bounds, _size_notes(free, found), special)
+                return Exported(_functional(exported), needed, _size_notes(free, found), special)
             found.append(_TIED)
             special = needed.special_batches()
             narrower = _without(needed.fixed(), exported, args, kwargs, admitted) if "space" in free else None
@@ -112,12 +112,12 @@ def export_usual(
     if not needed.is_free_but_for_batches():
         return None
     notes = _size_notes(("batch",), [_TIED])
-    return Exported(_functional(exported), needed.bounds, notes, needed.special_batches())
+    return Exported(_functional(exported), needed, notes, needed.special_batches())
 
 
 def export_fixed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
     """Return the graph with no size free."""
-    return Exported(_functional(_exported(module, args, kwargs, (), None)), {})
+    return Exported(_functional(_exported(module, args, kwargs, (), None)), Conditions())
 
 
 def _exported(

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 # An input's axis, by the input's name as its placeholder has it, and the smallest size that it may have.
 Bounds = dict[tuple[str, int], int]
 
-# That inputs come in batches of one size does not tie it to the example.
-_BATCH = r"L(?:\[[^]]+\])+\.size\(\)\[0\]"
+# That an axis of two inputs has one size does not tie it to the example.
 _TIMES = r"(?:(\d+) \* )?"
-_SAME_BATCH = re.compile(rf"{_TIMES}{_BATCH} == {_TIMES}{_BATCH}$")
+_SIZE_OF = r"L((?:\[[^]]+\])+)\.size\(\)\[(\d+)\]"
+_SAME_SIZE = re.compile(rf"{_TIMES}{_SIZE_OF} == {_TIMES}{_SIZE_OF}$")
+_BATCH = r"L(?:\[[^]]+\])+\.size\(\)\[0\]"
 _ONE_BATCH = re.compile(rf"{_BATCH} (==|!=) (\d+)$")
 _SIZE = re.compile(r"L((?:\[[^]]+\])+)\.size\(\)\[(\d+)\]$")
 _ONE_SIZE = re.compile(r"L((?:\[[^]]+\])+)\.size\(\)\[(\d+)\] == \d+$")
@@ -27,19 +28,24 @@ _LARGEST_OR_SMALLEST: dict[str, Callable[[list[int]], int]] = {"torch.sym_max": 
 
 @dataclass
 class Conditions:
-    """What ties sizes to the example's, and the lower bounds of those that are free all the same."""
+    """What ties sizes to the example's, the lower bounds of those that are free all the same, and which are equal.
+
+    ``same`` are axes with the names of two inputs that have one size there.
+    """
 
     tied: list[str] = field(default_factory=list)
     bounds: Bounds = field(default_factory=dict)
+    same: list[tuple[int, tuple[str, str]]] = field(default_factory=list)
 
     def special_batches(self) -> frozenset[int]:
         """Return the batches that are told from all others."""
         return frozenset(int(found[2]) for guard in self.tied if (found := _ONE_BATCH.match(guard)) is not None)
 
     def fixed(self) -> set[tuple[str, int]]:
-        """Return the axes of inputs that have one size alone, none where anything else is tied too."""
+        """Return the axes of inputs that have one size alone, none where anything else, or a batch, is tied too."""
         found = [_ONE_SIZE.match(guard) for guard in self.tied]
-        return {_axis(one[1], one[2]) for one in found if one is not None} if all(found) else set()
+        axes = {_axis(one[1], one[2]) for one in found if one is not None}
+        return axes if all(found) and all(axis > 0 for _, axis in axes) else set()
 
     def is_free_but_for_batches(self) -> bool:
         """Whether nothing is tied but that the batch is none of some numbers."""
@@ -51,12 +57,16 @@ def conditions(guards: Iterable[str], names: Iterable[str], examples: Bounds | N
     """Return what ``guards`` say of the sizes of the inputs called ``names``, which have ``examples`` for sizes.
 
     >>> conditions(["L['x'].size()[2] >= 3", "L['x'].size()[3] == 8"], ["x"])
-    Conditions(tied=["L['x'].size()[3] == 8"], bounds={('x', 2): 3})
+    Conditions(tied=["L['x'].size()[3] == 8"], bounds={('x', 2): 3}, same=[])
     """
     found, known, traced = Conditions(), set(names), examples or {}
     for guard in guards:
         for part in _parts(guard):
-            bounds = {} if _is_same_batch(ast.unparse(part)) else _lower_bounds(part)
+            same = _same_sizes(ast.unparse(part))
+            if same is not None and known.issuperset(same[1]):
+                found.same.append(same)
+                continue
+            bounds = _lower_bounds(part)
             if bounds is None or any(
                 place[0] not in known or least > traced.get(place, least) for place, least in bounds.items()
             ):
@@ -67,17 +77,19 @@ def conditions(guards: Iterable[str], names: Iterable[str], examples: Bounds | N
     return found
 
 
-def _is_same_batch(condition: str) -> bool:
-    """Whether ``condition`` says that two batches are one.
+def _same_sizes(condition: str) -> tuple[int, tuple[str, str]] | None:
+    """Return the axis that ``condition`` says two inputs have in common, and their names; None where it does not.
 
-    >>> _is_same_batch("6400 * L['x'].size()[0] == 6400 * L['y'].size()[0]")
-    True
-    >>> _is_same_batch("2 * L['x'].size()[0] == 8")
-    False
+    >>> _same_sizes("6400 * L['x'].size()[0] == 6400 * L['y'].size()[0]")
+    (0, ('x', 'y'))
+    >>> _same_sizes("2 * L['x'].size()[0] == 8")
     """
-    found = _SAME_BATCH.match(condition)
-    # The same multiple of two batches on both sides.
-    return found is not None and found[1] == found[2]
+    found = _SAME_SIZE.match(condition)
+    # The same multiple of both.
+    if found is None or found[1] != found[4] or found[3] != found[6]:
+        return None
+    names = _axis(found[2], found[3])[0], _axis(found[5], found[6])[0]
+    return None if names[0] == names[1] else (int(found[3]), names)
 
 
 def _parts(guard: str) -> Iterator[ast.expr]:

@@ -21,7 +21,7 @@ class InputInfo:
     """One tensor that the model is called with; ``shape`` has None where any size is allowed.
 
     ``smallest`` is the least size of each axis that the graph takes, such as that of an unpadded kernel; empty where
-    there is none.
+    there is none. ``same_as`` names for each axis an input that has the same size there, if any.
     """
 
     name: str
@@ -29,6 +29,7 @@ class InputInfo:
     example: tuple[int, ...]
     dtype: torch.dtype
     smallest: tuple[int, ...] = ()
+    same_as: tuple[str, ...] = ()
 
     def check(self, value: Any) -> None:
         """Raise :class:`InputError` for an axis of another size than a fixed one, or below its smallest."""
@@ -147,6 +148,19 @@ class Program:
         """Return how many samples the traced example holds: by this, counts are divided to be those of one."""
         return next((info.example[0] for info in self.inputs if len(info.example) > 1), 1)
 
+    def check(self, leaves: list[Any]) -> None:
+        """Raise :class:`InputError` for inputs of sizes that the graph does not hold for."""
+        given = dict(zip((info.name for info in self.inputs), leaves, strict=True))
+        for info in self.inputs:
+            info.check(given[info.name])
+            for axis, other in enumerate(info.same_as):
+                if other and given[info.name].shape[axis] != given[other].shape[axis]:
+                    raise InputError(
+                        f"inputs {info.name} and {other}: axis {axis} has sizes {given[info.name].shape[axis]} and "
+                        f"{given[other].shape[axis]}",
+                        needed="the same size, as when the graph was made",
+                    )
+
     def output_nodes(self) -> list[fx.Node]:
         """Return the nodes whose values the model gives, in order."""
         return list(self.graph.output_node().args[0])  # type: ignore[arg-type]
@@ -262,8 +276,7 @@ class ProgramModule(nn.Module):
         """Return the outputs, nested as the original model nests them."""
         program = self.held_program
         leaves = program.arguments.flatten(args) + program.keywords.flatten(kwargs)
-        for info, leaf in zip(program.inputs, leaves, strict=True):
-            info.check(leaf)
+        program.check(leaves)
         tensors = [getattr(holder, name) for holder, name in self.__dict__["_repconv_places"]]
         # What is traced stays functional: whoever compiles a graph plans its memory.
         function = self.__dict__["_repconv_function" if torch.compiler.is_compiling() else "_repconv_in_place"]

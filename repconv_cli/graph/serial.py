@@ -58,7 +58,7 @@ class StructureSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 class InputSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One input: ``shape`` has null where any size is allowed, ``example`` the sizes it was traced at.
 
-    ``smallest`` has the least size of each axis, where there is one.
+    ``smallest`` has the least size of each axis, where there is one; ``same_as`` the input with the same size there.
     """
 
     name: str
@@ -66,6 +66,7 @@ class InputSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     example: list[int]
     dtype: str
     smallest: list[int] = []
+    same_as: list[str] = []
 
 
 class NodeSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -172,11 +173,15 @@ def from_json(text: str, tensors: dict[str, Tensor]) -> Program:
     used = {node.key for node in spec.nodes if node.op == "tensor"}
     if not set(spec.parameters) <= set(tensors):
         raise InputError("its graph lists parameters that the file does not hold")
+    inputs = tuple(_input_info(entry) for entry in spec.inputs)
+    axes = {info.name: len(info.shape) for info in inputs}
+    if any(axis >= axes.get(name, 0) for info in inputs for axis, name in enumerate(info.same_as) if name):
+        raise InputError("its graph names an input of the same size that it does not have")
     program = Program(
         graph=graph,
         tensors={key: tensor for key, tensor in tensors.items() if key in used},
         parameters=frozenset(spec.parameters),
-        inputs=tuple(_input_info(entry) for entry in spec.inputs),
+        inputs=inputs,
         arguments=_structure(spec.arguments),
         keywords=_structure(spec.keywords),
         outputs=_structure(spec.outputs),
@@ -239,17 +244,16 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _input_spec(info: InputInfo) -> InputSpec:
-    return InputSpec(info.name, list(info.shape), list(info.example), _dtype_name(info.dtype), list(info.smallest))
+    sizes = list(info.shape), list(info.example)
+    return InputSpec(info.name, *sizes, _dtype_name(info.dtype), list(info.smallest), list(info.same_as))
 
 
 def _input_info(entry: InputSpec) -> InputInfo:
-    if (
-        entry.dtype not in _DTYPES
-        or len(entry.shape) != len(entry.example)
-        or len(entry.smallest) not in (0, len(entry.shape))
-    ):
+    lengths = {len(entry.example), len(entry.smallest) or len(entry.shape), len(entry.same_as) or len(entry.shape)}
+    if entry.dtype not in _DTYPES or lengths != {len(entry.shape)}:
         raise InputError(f"its graph's input {entry.name[:40]!r} has no usable shape and dtype")
-    return InputInfo(entry.name, tuple(entry.shape), tuple(entry.example), _DTYPES[entry.dtype], tuple(entry.smallest))
+    sizes = tuple(entry.shape), tuple(entry.example)
+    return InputInfo(entry.name, *sizes, _DTYPES[entry.dtype], tuple(entry.smallest), tuple(entry.same_as))
 
 
 def _structure(spec: StructureSpec, depth: int = 0) -> Structure:

@@ -106,7 +106,7 @@ def check_sizes(program: Program) -> None:
 def fake_values(program: Program, inputs: list[tuple[int, ...]]) -> Iterator[tuple[fx.Node, Any]]:
     """Yield every node with its value as a fake tensor (or a size), for inputs of these shapes.
 
-    A number that is picked from a stored tensor, such as a detector's stride, is that number.
+    A number that is picked from a stored tensor, such as a detector's stride, is that number; of any other it is 1.
     """
     given = iter(zip(inputs, program.inputs, strict=True))
     values: dict[fx.Node, Any] = {}
@@ -125,6 +125,9 @@ def fake_values(program: Program, inputs: list[tuple[int, ...]]) -> Iterator[tup
                 if isinstance(value, Tensor):
                     known[node] = value
                 values[node] = mode.from_tensor(value) if isinstance(value, Tensor) else value
+            elif node.target is torch.ops.aten.item.default:
+                # A number of the values themselves, which nothing here has; no shape depends on it.
+                values[node] = 1.0 if values[node.args[0]].is_floating_point() else 1
             elif node.op == "call_function":
                 values[node] = _call(node, lambda n: values[n])
             else:

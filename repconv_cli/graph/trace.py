@@ -13,7 +13,7 @@ from repconv_cli.errors import TraceError
 from repconv_cli.graph.batches import MOST_SAMPLES, MOST_SPECIAL, Call, is_same_at, lengths_are_sizes
 from repconv_cli.graph.export import Exported, MayVary, export, export_fixed, export_usual
 from repconv_cli.graph.functional import SHAPED_LIKE, functional_form, is_write, memory_of
-from repconv_cli.graph.guards import Bounds
+from repconv_cli.graph.guards import Conditions
 from repconv_cli.graph.kept import in_eval_mode, quiet
 from repconv_cli.graph.operators import draws_random
 from repconv_cli.graph.program import InputInfo, Program, Structure
@@ -111,7 +111,7 @@ def _to_program(found: Exported) -> Program:
     for node in exported.graph.nodes:
         copier.copy(node)
         if node.op == "placeholder" and node.name not in keys:
-            inputs.append(_input_info(node, found.bounds))
+            inputs.append(_input_info(node, found.conditions))
     graph = copier.graph
     graph.eliminate_dead_code()
     _check_sizes(graph)
@@ -129,7 +129,7 @@ def _to_program(found: Exported) -> Program:
     )
 
 
-def _input_info(node: fx.Node, bounds: Bounds) -> InputInfo:
+def _input_info(node: fx.Node, needed: Conditions) -> InputInfo:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         raise TraceError(f"input {node.name} is a {type(value).__name__}", needed="tensors as inputs")
@@ -138,9 +138,20 @@ def _input_info(node: fx.Node, bounds: Bounds) -> InputInfo:
     shape = tuple(None if is_free else size for size, is_free in zip(sizes, free, strict=True))
     # torch takes a free size for more than one, and says nothing of one; a batch of one is looked at by itself.
     smallest = tuple(
-        max(bounds.get((node.name, axis), 1), min(axis, 1) + 1) if is_free else 1 for axis, is_free in enumerate(free)
+        max(needed.bounds.get((node.name, axis), 1), min(axis, 1) + 1) if is_free else 1
+        for axis, is_free in enumerate(free)
     )
-    return InputInfo(str(node.target), shape, example, value.dtype, smallest if max(smallest, default=1) > 1 else ())
+    # Of two that are equal the second is told to be as the first; torch sorts them by name.
+    others = {(axis, names[1]): names[0] for axis, names in needed.same}
+    same_as = tuple(others.get((axis, node.name), "") if is_free else "" for axis, is_free in enumerate(free))
+    return InputInfo(
+        str(node.target),
+        shape,
+        example,
+        value.dtype,
+        smallest if max(smallest, default=1) > 1 else (),
+        same_as if any(same_as) else (),
+    )
 
 
 def _sizes(value: Tensor) -> tuple[tuple[int | None, ...], tuple[bool, ...]]:

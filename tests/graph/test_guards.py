@@ -47,7 +47,7 @@ def size(axis: int) -> str:
     ],
 )
 def test_a_condition_that_ties_no_size_gives_its_bounds(guard: str, bounds: dict[tuple[str, int], int]) -> None:
-    found = conditions([guard], ["x", "xs_0"])
+    found = conditions([guard], ["x", "xs_0", "y", "args_2"])
     assert (found.tied, found.bounds) == ([], bounds)
 
 
@@ -139,6 +139,38 @@ def test_a_file_without_smallest_sizes_is_read_as_before() -> None:
     written = to_json(program).replace(',"smallest":[1,1,2,2]', "")
     assert "smallest" not in written
     assert from_json(written, program.tensors).inputs[0].smallest == ()
+
+
+class Stereo(nn.Module):
+    """Two views of one size, whatever it is; each has its own way where they differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.other = conv(4, 4), conv(4, 4, 1), conv(4, 4, 1)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        if left.shape != right.shape:
+            right = nn.functional.interpolate(right, left.shape[2:])
+        return self.one(self.conv(left)) + self.other(right)  # type: ignore[no-any-return]
+
+
+def test_inputs_of_one_size_are_free_together_and_stay_of_one_size() -> None:
+    module = randomised(Stereo())
+    args = noise(SHAPE, SHAPE)
+    program = trace(module, args)
+    assert [info.shape for info in program.inputs] == [(None, 4, None, None)] * 2
+    assert program.notes == ()
+    fused = fuse_program(program, random_inputs(program, 1, 0), dtype=torch.float32).program
+    again = from_json(to_json(fused), fused.tensors)
+    assert again.inputs[1].same_as == ("left", "", "left", "left")
+    for model in (ProgramModule(fused), ProgramModule(again)):
+        x, y = noise((3, 4, 12, 15), (3, 4, 12, 15), seed=1)
+        assert torch.allclose(model(x, y), module(x, y), atol=1e-4)
+        with pytest.raises(InputError, match="inputs right and left: axis 3 has sizes 14 and 15"):
+            model(x, y[..., 1:])
+    wrong = to_json(fused).replace('"same_as":["left"', '"same_as":["nobody"')
+    with pytest.raises(InputError, match="does not have"):
+        from_json(wrong, fused.tensors)
 
 
 def test_smallest_sizes_of_another_number_than_the_axes_are_refused() -> None:

@@ -71,6 +71,7 @@ ODD: list[tuple[str, Forward, int]] = [
     ("a_rounded_weight", lambda p, x: functional.conv2d(x, p.a.weight.half().float(), padding=1).mul(2).relu(), 0),
     ("rounded_between", lambda p, x: p.b(p.a(x).half().float()), 0),
     ("a_layer_in_half", lambda p, x: functional.conv2d(x.half(), p.a.weight.half(), padding=1).float(), 0),
+    ("by_its_largest_value", lambda p, x: (lambda y: y * y.max().item())(p.a(x).mul(2).relu()), 1),
     ("autocast", in_half_precision, 0),
 ]
 
