@@ -22,7 +22,7 @@ _PICKS = {torch.ops.aten.select.int, torch.ops.aten.item.default}
 
 # What is done to free sizes (of the batch, then of each spatial axis), no two axes alike: first they get smaller, the
 # second more than the first; then larger, the first less than the second, with each remainder by 2, 3 and 4 among them.
-_SMALLER = (Fraction(1), Fraction(3, 4), Fraction(2, 3), Fraction(1, 2))
+_SMALLER = (Fraction(1), Fraction(3, 4), Fraction(3, 5), Fraction(1, 2))
 _LARGER = ((0, 1, 2, 3), (0, 2, 3, 1), (5, 35, 49, 38))
 # A tensor larger than this is no model's.
 MOST_BYTES = 1 << 34
@@ -60,14 +60,15 @@ def _shrunk(size: int, axis: int) -> int:
 def _changed(info: InputInfo, change: Callable[[int, int], int]) -> tuple[int, ...]:
     """Return the example's shape with each free size changed, none of them below the smallest that there may be.
 
-    Of images the third axis is the first in space, of tokens the second.
+    Of images the third axis is the first in space, of tokens the second; more axes than a volume has are as its last.
     """
-    return tuple(
-        max(change(size, axis and max(axis - 1, 1)), info.smallest[axis] if info.smallest else 1)
-        if info.shape[axis] is None
-        else size
-        for axis, size in enumerate(info.example)
-    )
+    before_space = 1 if len(info.shape) > 3 else 0
+
+    def changed(axis: int, size: int) -> int:
+        place = min(axis - before_space, len(_SMALLER) - 1) if axis else 0
+        return max(change(size, place), info.smallest[axis] if info.smallest else 1)
+
+    return tuple(changed(axis, size) if info.shape[axis] is None else size for axis, size in enumerate(info.example))
 
 
 def propagate(program: Program, inputs: list[tuple[int, ...]]) -> Sizes | None:

@@ -99,6 +99,16 @@ def test_other_sizes_are_smaller_and_larger_and_no_two_axes_alike() -> None:
     assert min(ratios) < 1 < max(ratios)
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 9), (2, 4, 9), (2, 3, 9, 9, 9), (2, 3, 5, 6, 7, 4)])
+def test_other_sizes_of_inputs_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
+    program = trace(nn.Sequential(nn.ReLU()), noise(shape))
+    (x,) = program.placeholders()
+    found = [sizes.shapes[x] for sizes in other_sizes(program)]
+    assert len(found) == 4
+    if len(set(shape[-2:])) == 1:
+        assert all(sizes[-1] != sizes[-2] for sizes in found)
+
+
 def test_a_number_of_a_fixed_size_is_a_number() -> None:
     module = randomised(Formula(lambda p, x: p.b(p.a(x) / x.shape[2]), a=conv(4, 4), b=conv(4, 4, 1)))
     program = trace(module, noise(SQUARE), may_vary=((True, False, False, False),))
