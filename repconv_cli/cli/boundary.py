@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any
 
 import typer
@@ -36,7 +37,8 @@ def run_command(
     ``options`` are those that the next command needs too, ``pages`` are the reports that are written beside.
     """
     try:
-        with Progress(quiet=showing.quiet) as progress:
+        # What a model prints is no part of the report, least of all of a JSON document.
+        with Progress(quiet=showing.quiet) as progress, redirect_stdout(sys.stderr):
             for page in pages:
                 page.check()
             result = use_case(progress)

@@ -124,6 +124,19 @@ def test_json_is_printed_even_when_quiet(small: Path) -> None:
     assert done.stderr == ""
 
 
+def test_what_a_model_prints_is_no_part_of_the_report(tmp_path: Path) -> None:
+    (tmp_path / "arch.py").write_text(
+        "import torch\n\nclass Talks(torch.nn.Conv2d):\n    def forward(self, x):\n        print('called')\n"
+        "        return super().forward(x)\n\ndef make():\n    print('made')\n    return Talks(3, 4, 1)\n"
+    )
+    torch.save(nn.Conv2d(3, 4, 1).state_dict(), tmp_path / "weights.pt")
+    arch = f"{tmp_path / 'arch.py'}:make"
+    done = run("inspect", tmp_path / "weights.pt", "--arch", arch, "--input", "1,3,8,8", "--json", "--quiet")
+    assert json.loads(done.stdout)["totals"]["convs"]["before"] == 1
+    assert "made" in done.stderr
+    assert "called" in done.stderr
+
+
 def test_all_lists_each_block_on_its_own(monkeypatch: pytest.MonkeyPatch, trace_once: Callable[..., Any]) -> None:
     monkeypatch.setattr(convert, "trace_source", trace_once)
     sample = SAMPLES["repvgg_plain_digits.pt"]
