@@ -37,6 +37,15 @@ class Conditions:
     bounds: Bounds = field(default_factory=dict)
     same: list[tuple[int, tuple[str, str]]] = field(default_factory=list)
 
+    def same_as(self, name: str, axis: int) -> str:
+        """Return the first, by name, of the inputs that have the size of this one's ``axis``; "" where that is it."""
+        group: set[str] = set()
+        more = {name}
+        while more - group:
+            group |= more
+            more = {other for at, pair in self.same if at == axis and group.intersection(pair) for other in pair}
+        return "" if min(group) == name else min(group)
+
     def special_batches(self) -> frozenset[int]:
         """Return the batches that are told from all others."""
         return frozenset(int(found[2]) for guard in self.tied if (found := _ONE_BATCH.match(guard)) is not None)

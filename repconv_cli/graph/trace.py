@@ -141,9 +141,7 @@ def _input_info(node: fx.Node, needed: Conditions) -> InputInfo:
         max(needed.bounds.get((node.name, axis), 1), min(axis, 1) + 1) if is_free else 1
         for axis, is_free in enumerate(free)
     )
-    # Of two that are equal the second is told to be as the first; torch sorts them by name.
-    others = {(axis, names[1]): names[0] for axis, names in needed.same}
-    same_as = tuple(others.get((axis, node.name), "") if is_free else "" for axis, is_free in enumerate(free))
+    same_as = tuple(needed.same_as(node.name, axis) if is_free else "" for axis, is_free in enumerate(free))
     return InputInfo(
         str(node.target),
         shape,

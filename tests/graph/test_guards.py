@@ -141,6 +141,14 @@ def test_a_file_without_smallest_sizes_is_read_as_before() -> None:
     assert from_json(written, program.tensors).inputs[0].smallest == ()
 
 
+@pytest.mark.parametrize("pairs", [("ab", "ac"), ("ba", "ca"), ("ab", "bc"), ("cb", "ba"), ("ac", "bc")])
+def test_of_inputs_of_one_size_all_are_as_the_first(pairs: tuple[str, str]) -> None:
+    guards = [f"L['{one}'].size()[2] == L['{other}'].size()[2]" for one, other in pairs]
+    found = conditions(guards, "abcd")
+    assert [found.same_as(name, 2) for name in "abcd"] == ["", "a", "a", ""]
+    assert [found.same_as(name, 3) for name in "abcd"] == [""] * 4
+
+
 class Stereo(nn.Module):
     """Two views of one size, whatever it is; each has its own way where they differ."""
 
