@@ -81,6 +81,53 @@ def test_an_odd_model_is_fused_or_left_and_gives_the_same(forward: Forward, bloc
     assert_fuses(made(forward), tmp_path / "out.safetensors", blocks)
 
 
+# What follows two layers with an activation between: the first is scaled, and so is a block.
+AFTERWARDS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+    ("clip", lambda y: y.clip(-1, 1)),
+    ("nan_to_num", torch.nan_to_num),
+    ("unfold_and_fold", lambda y: functional.fold(functional.unfold(y, 2, stride=2), (8, 8), 2, stride=2)),
+    ("index_fill", lambda y: y.index_fill(2, torch.tensor([0, 1]), 0.5)),
+    ("rot90", lambda y: torch.rot90(y, 1, (2, 3))),
+    ("take_along_dim", lambda y: torch.take_along_dim(y, y.argsort(2), 2)),
+    ("trilinear", lambda y: functional.interpolate(y.unsqueeze(1), scale_factor=2, mode="trilinear")),
+    ("nearest_exact", lambda y: functional.interpolate(y, scale_factor=2, mode="nearest-exact")),
+    ("antialiased", lambda y: functional.interpolate(y, size=(4, 4), mode="bilinear", antialias=True)),
+    ("adaptive_max_pool1d", lambda y: functional.adaptive_max_pool1d(y.flatten(2), 3)),
+    ("cosine_similarity", lambda y: functional.cosine_similarity(y, y.flip(2))),
+    ("one_hot", lambda y: functional.one_hot(y.argmax(1), 4).float()),
+    ("replication_pad3d", lambda y: functional.pad(y.unsqueeze(1), (1,) * 6, mode="replicate")),
+]
+
+
+@pytest.mark.parametrize("after", [case[1] for case in AFTERWARDS], ids=[case[0] for case in AFTERWARDS])
+def test_an_operator_that_is_no_linear_map_is_kept_and_read_back(
+    after: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    assert_fuses(made(lambda p, x: after(p.b(p.a(x).mul(2).relu()))), tmp_path / "out.safetensors", 1)
+
+
+def recogniser(layer: type[nn.RNNBase]) -> nn.Module:
+    """Return a small model as of text recognition: the columns of an image are a sequence."""
+
+    def forward(p: Any, x: Tensor) -> Tensor:
+        columns = p.norm(p.conv(x)).relu().permute(0, 3, 1, 2).flatten(2)
+        return p.head(p.recurrent(columns)[0])  # type: ignore[no-any-return]
+
+    recurrent = layer(32, 8, 2, bidirectional=True, batch_first=True)
+    parts = {"conv": conv(4, 4), "norm": nn.BatchNorm2d(4), "recurrent": recurrent, "head": nn.Linear(16, 5)}
+    return randomised(Formula(forward, **parts))
+
+
+def test_a_recurrent_layer_behind_convolutions(tmp_path: Path) -> None:
+    assert_fuses(recogniser(nn.GRU), tmp_path / "out.safetensors", 1)
+
+
+def test_an_lstm_whose_kernel_checks_no_shape_is_in_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lstm"):
+        repconv_cli.fuse(recogniser(nn.LSTM), tmp_path / "out.safetensors", input=SHAPE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_container_that_no_file_holds_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gives a deque"):
         repconv_cli.fuse(made(lambda p, x: deque([p.a(x)])), tmp_path / "out.safetensors", input=SHAPE)
