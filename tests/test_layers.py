@@ -69,7 +69,7 @@ MAY_IMPORT = {
         "alone", "checkpoint", "clock", "contents", "convert_onnx", "deploy", "drawing", "errors", "facts", "full",
         "graph", "made", "onnx", "opening", "options", "outputs", "results", "verdict",
     },
-    "api": {"convert", "gains", "options", "results"},
+    "api": {"convert", "errors", "gains", "options", "results"},
     "report": {"errors", "quantities", "results"},
     "cli": {
         "allocation", "checkpoint", "contents", "convert", "gains", "errors", "options", "report", "results", "threads",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 # An input's axis, by the input's name as its placeholder has it, and the smallest size that it may have.
@@ -62,26 +62,31 @@ class Conditions:
         return all(one is not None and one[1] == "!=" for one in found)
 
 
-def conditions(guards: Iterable[str], names: Iterable[str], examples: Bounds | None = None) -> Conditions:
+def conditions(guards: Iterable[str], names: Collection[str], examples: Bounds | None = None) -> Conditions:
     """Return what ``guards`` say of the sizes of the inputs called ``names``, which have ``examples`` for sizes.
 
     >>> conditions(["L['x'].size()[2] >= 3", "L['x'].size()[3] == 8"], ["x"])
     Conditions(tied=["L['x'].size()[3] == 8"], bounds={('x', 2): 3}, same=[])
     """
-    found, known, traced = Conditions(), set(names), examples or {}
+    found, traced = Conditions(), examples or {}
+    # A placeholder of a ``**kwargs`` has the name of the keyword alone.
+    known = {f"kwargs_{name}": name for name in names} | {name: name for name in names}
     for guard in guards:
         for part in _parts(guard):
             same = _same_sizes(ast.unparse(part))
-            if same is not None and known.issuperset(same[1]):
-                found.same.append(same)
+            if same is not None and known.keys() >= set(same[1]):
+                axis, (one, other) = same
+                found.same.append((axis, (known[one], known[other])))
                 continue
             bounds = _lower_bounds(part)
-            if bounds is None or any(
-                place[0] not in known or least > traced.get(place, least) for place, least in bounds.items()
-            ):
+            if bounds is None or any(name not in known for name, _ in bounds):
                 found.tied.append(guard)
                 continue
-            for place, least in bounds.items():
+            places = {(known[name], axis): least for (name, axis), least in bounds.items()}
+            if any(least > traced.get(place, least) for place, least in places.items()):
+                found.tied.append(guard)
+                continue
+            for place, least in places.items():
                 found.bounds[place] = max(least, found.bounds.get(place, 1))
     return found
 

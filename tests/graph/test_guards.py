@@ -149,6 +149,14 @@ def test_of_inputs_of_one_size_all_are_as_the_first(pairs: tuple[str, str]) -> N
     assert [found.same_as(name, 3) for name in "abcd"] == [""] * 4
 
 
+def test_keywords_are_known_by_their_names() -> None:
+    guards = ["L['kwargs']['x'].size()[0] == L['kwargs']['y'].size()[0]", "L['kwargs']['x'].size()[2] >= 5"]
+    found = conditions(guards, ["x", "y"])
+    assert (found.tied, found.same, found.bounds) == ([], [(0, ("x", "y"))], {("x", 2): 5})
+    own = conditions(guards[1:], ["kwargs_x", "x"])
+    assert own.bounds == {("kwargs_x", 2): 5}
+
+
 class Stereo(nn.Module):
     """Two views of one size, whatever it is; each has its own way where they differ."""
 
