@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,8 +43,8 @@ def other_sizes(program: Program) -> Iterator[Sizes]:
     With nothing free but the batch there is one choice, of another batch.
     """
     has_free_space = any(size is None for info in program.inputs for size in info.shape[1:])
-    changes: list[Callable[[int, int], int]] = [lambda size, axis, by=by: size + by[axis] for by in _LARGER]  # type: ignore[misc]
-    changes = [_shrunk, *changes] if has_free_space else changes[-1:]
+    larger = [partial(_grown, by) for by in _LARGER]
+    changes: list[Callable[[int, int], int]] = [_shrunk, *larger] if has_free_space else [larger[-1]]
     for change in changes:
         shapes = [_changed(info, change) for info in program.inputs]
         if shapes == [info.example for info in program.inputs]:
@@ -55,6 +56,10 @@ def other_sizes(program: Program) -> Iterator[Sizes]:
 
 def _shrunk(size: int, axis: int) -> int:
     return int(size * _SMALLER[axis])
+
+
+def _grown(by: tuple[int, ...], size: int, axis: int) -> int:
+    return size + by[axis]
 
 
 def _changed(info: InputInfo, change: Callable[[int, int], int]) -> tuple[int, ...]:

@@ -159,6 +159,7 @@ def test_a_value_of_the_type_of_itself_is_read() -> None:
         node = program.graph.call_function(torch.ops.aten.type_as.default, (row, row))
     node.meta = dict(row.meta)
     read.args = (node,)
+    assert node.args[0] is node.args[1]
     assert node not in Constants(program)
     assert node not in _Known(program)
     fused = fuse_program(program, [noise(SHAPE)], dtype=torch.float32)
