@@ -82,20 +82,20 @@ def test_a_batch_that_the_model_fixes_is_fixed() -> None:
 
 def test_an_export_that_does_not_end_with_free_sizes_is_made_with_fixed_ones(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(export_room, "_MOST_SECONDS", 1)
-    torch_export = torch.export.export
+    torch_export, ended = torch.export.export, []
 
     def endless_if_free(*args: Any, dynamic_shapes: dict[str, Any], **kwargs: Any) -> Any:
         if any(dynamic_shapes.values()):
             try:
                 time.sleep(30)
+                ended.append(True)
             except Exception:  # noqa: BLE001 - as torch does around its guesses
                 raise AssertionError("the end of the time looked like an error") from None
         return torch_export(*args, dynamic_shapes=dynamic_shapes, **kwargs)
 
     monkeypatch.setattr(torch.export, "export", endless_if_free)
-    start = time.monotonic()
     program = trace(nn.Conv2d(3, 4, 3), (torch.randn(2, 3, 8, 8),))
-    assert time.monotonic() - start < 25
+    assert not ended
     assert program.notes == (
         "batch and spatial sizes are fixed to the example's: torch.export did not end within 1 s while they were free",
     )
