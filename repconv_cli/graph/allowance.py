@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repconv_cli.errors import InputError
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.constants import Constants
 from repconv_cli.graph.kept import in_eval_mode, quiet
 from repconv_cli.graph.program import InputInfo, Program
 from repconv_cli.graph.sizes import propagate

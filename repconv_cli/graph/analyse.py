@@ -11,7 +11,7 @@ from torch import fx
 from repconv_cli.algebra import Geometry
 from repconv_cli.errors import InexactError
 from repconv_cli.graph.arrange import PERMUTES, Move, order_of, scatters
-from repconv_cli.graph.interpret import Constants, region_between
+from repconv_cli.graph.constants import Constants, region_between
 from repconv_cli.graph.probe import linear_sources, probed_step
 from repconv_cli.graph.program import Program, is_computation
 from repconv_cli.graph.rules import Step, aten, describe

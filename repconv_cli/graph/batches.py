@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from repconv_cli.graph.interpret import TYPED, Constants, value_inputs
+from repconv_cli.graph.constants import TYPED, Constants, value_inputs
 from repconv_cli.graph.kept import in_eval_mode, quiet
 from repconv_cli.graph.program import Program, ProgramModule, tensors_in
 from repconv_cli.graph.sizes import Sizes, propagate

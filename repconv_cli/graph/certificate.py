@@ -18,16 +18,8 @@ from torch.fx.node import map_arg
 from repconv_cli.algebra.slabs import Weight
 from repconv_cli.errors import UnprovenError
 from repconv_cli.finite import is_finite, largest
-from repconv_cli.graph.interpret import (
-    Constants,
-    channels_last,
-    is_large_layer,
-    region_between,
-    run_in_slabs,
-    run_layer,
-    run_node,
-    to_double,
-)
+from repconv_cli.graph.constants import Constants, region_between
+from repconv_cli.graph.interpret import channels_last, is_large_layer, run_in_slabs, run_layer, run_node, to_double
 from repconv_cli.graph.places import Place, small_places, traced_and_others
 from repconv_cli.graph.rewrite import Fusion
 from repconv_cli.graph.rules import aten

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from repconv_cli.errors import InexactError, UnprovenError
 from repconv_cli.graph.analyse import Analysis, Candidate, Cost, analyse, cost_of_node, is_convolution, is_norm
 from repconv_cli.graph.certificate import certify
-from repconv_cli.graph.interpret import region_between
+from repconv_cli.graph.constants import region_between
 from repconv_cli.graph.kind import branches_of, kind_of, listed
 from repconv_cli.graph.plan import Block, Plan, weight_shape
 from repconv_cli.graph.program import Program

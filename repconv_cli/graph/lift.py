@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from repconv_cli.graph.interpret import Constants, value_inputs
+from repconv_cli.graph.constants import Constants, value_inputs
 from repconv_cli.graph.program import Program, unused_path
 
 aten = torch.ops.aten

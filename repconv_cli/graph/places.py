@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from repconv_cli.algebra import Axis
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.constants import Constants
 from repconv_cli.graph.plan import Block
 from repconv_cli.graph.rules import RULES, aten, convolutions, elementwise
 

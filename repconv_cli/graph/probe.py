@@ -16,7 +16,8 @@ from torch import Tensor, fx
 
 from repconv_cli.algebra import ConvMap, Geometry
 from repconv_cli.errors import InexactError
-from repconv_cli.graph.interpret import Constants, region_between, run_node
+from repconv_cli.graph.constants import Constants, region_between
+from repconv_cli.graph.interpret import run_node
 from repconv_cli.graph.jacobian import TOLERANCE, Jacobian
 from repconv_cli.graph.rules.registry import RULES, Step, kernel_name
 from repconv_cli.graph.structure import structure_of

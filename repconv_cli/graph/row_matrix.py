@@ -17,7 +17,8 @@ from repconv_cli.algebra.operations import regroup
 from repconv_cli.algebra.unrolled import add_unrolled
 from repconv_cli.errors import UnprovenError
 from repconv_cli.graph.arrange import PERMUTES, order_of
-from repconv_cli.graph.interpret import Constants, region_between, run_node
+from repconv_cli.graph.constants import Constants, region_between
+from repconv_cli.graph.interpret import run_node
 from repconv_cli.graph.rules import Step, aten
 from repconv_cli.graph.term import Leaf
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from torch import fx
 
 from repconv_cli.graph.analyse import is_convolution, is_norm
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.constants import Constants
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rules import aten
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.constants import Constants
 
 # Added, so that only the constant of the map depends on them.
 _BIASES = {"linear": 2, "conv1d": 2, "conv2d": 2, "conv3d": 2}

@@ -19,7 +19,7 @@ from torch import fx
 
 from repconv_cli.algebra import Axis, Geometry
 from repconv_cli.graph.arrange import PERMUTES, Size, order_of
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.constants import Constants
 from repconv_cli.graph.recipe import Recipe
 from repconv_cli.graph.row_matrix import (
     ON_EACH_VALUE,

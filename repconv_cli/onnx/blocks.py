@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.constants import Constants
 from repconv_cli.graph.plan import Block
 from repconv_cli.graph.rewrite import Fusion, fuse_block
 from repconv_cli.onnx.arranging import arranged

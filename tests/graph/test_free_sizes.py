@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import repconv_cli
 from repconv_cli.errors import InputError
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.constants import Constants
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.sizes import other_sizes
 from repconv_cli.graph.trace import trace

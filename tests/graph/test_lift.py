@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from repconv_cli.facts import totals
 from repconv_cli.graph.batches import _Known
+from repconv_cli.graph.constants import Constants
 from repconv_cli.graph.fuse import Fused, fuse_program
-from repconv_cli.graph.interpret import Constants
 from repconv_cli.graph.plan import count_ops, make_plan
 from repconv_cli.graph.program import Program, ProgramModule
 from repconv_cli.graph.trace import trace

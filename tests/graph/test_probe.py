@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repconv_cli.algebra import Axis
-from repconv_cli.graph.interpret import Constants, region_between
+from repconv_cli.graph.constants import Constants, region_between
 from repconv_cli.graph.probe import probe
 from repconv_cli.graph.trace import trace
 from tests.graph.block_case import assert_leaves

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from repconv_cli.errors import InexactError
 from repconv_cli.graph import probe as probing
-from repconv_cli.graph.interpret import Constants, region_between
+from repconv_cli.graph.constants import Constants, region_between
 from repconv_cli.graph.plan import make_plan
 from repconv_cli.graph.structure import structure_of
 from repconv_cli.graph.trace import trace

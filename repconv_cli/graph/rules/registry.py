@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from repconv_cli.errors import InexactError
-from repconv_cli.graph.interpret import Constants
+from repconv_cli.graph.constants import Constants
 from repconv_cli.graph.term import Anchor, Leaf, Term
 from repconv_cli.graph.terms import apply_leaf
 
