@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from repconv_cli.graph.interpret import DOUBLED, run_node, to_double
 from repconv_cli.graph.program import Program
@@ -21,6 +23,22 @@ TYPED: dict[Any, int] = {
     _aten.new_ones.default: 0,
 }
 """Which operand is read for its type alone."""
+MOVES = {
+    operator.getitem,
+    _aten.alias.default, _aten.chunk.default, _aten.detach.default, _aten.expand.default, _aten.flatten.using_ints,
+    _aten.permute.default, _aten.reshape.default, _aten.select.int, _aten.slice.Tensor, _aten.split.Tensor,
+    _aten.split_with_sizes.default, _aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.t.default,
+    _aten.transpose.int, _aten.unbind.int, _aten.unflatten.int, _aten.unsqueeze.default,
+}  # fmt: skip
+"""These give the values that they get, in another order or shape."""
+
+# These jump where their input does not; so does all that makes whole numbers or truths of floating values.
+_JUMPS = {
+    _aten.ceil.default, _aten.div.Scalar_mode, _aten.div.Tensor_mode, _aten.floor.default, _aten.floor_divide.default,
+    _aten.floor_divide.Scalar, _aten.fmod.Scalar, _aten.fmod.Tensor, _aten.frac.default, _aten.heaviside.default,
+    _aten.remainder.Scalar, _aten.remainder.Tensor, _aten.round.decimals, _aten.round.default, _aten.sgn.default,
+    _aten.sign.default, _aten.trunc.default,
+}  # fmt: skip
 
 
 def value_inputs(node: fx.Node, without_value: Mapping[Any, int] = TYPED) -> list[fx.Node]:
@@ -33,7 +51,9 @@ def value_inputs(node: fx.Node, without_value: Mapping[Any, int] = TYPED) -> lis
 class Constants:
     """Values that depend on parameters alone, in float64, evaluated when first asked for.
 
-    What a cast rounds is none, as weights that run in half precision.
+    What a cast rounds is none, as weights that run in half precision, and no choice is one that float64 makes another
+    way than the model's own types. ``rounded`` are casts of constants, and what moves
+    their values: they may be stored, but not calculated with.
 
     Sizes count as constants at their traced value, or at that of ``sizes``; :meth:`is_same_elsewhere` tells which of
     them, and of what is made of them, a rule may read.
@@ -45,17 +65,31 @@ class Constants:
         self.values: dict[fx.Node, Any] = {}
         self.nodes: set[fx.Node] = set()
         self.sized: set[fx.Node] = set()
+        self.rounded: set[fx.Node] = set()
+        own: dict[fx.Node, Any] = {}
         for node in program.graph.nodes:
             sources = value_inputs(node) if node.op == "call_function" else []
             is_size = bool(node.meta.get("is_size"))
-            is_computed = node.op == "call_function" and self.nodes.issuperset(sources) and not _rounds(node, sources)
+            is_computed = node.op == "call_function" and self.nodes.issuperset(sources)
+            if node.target in MOVES and not self.rounded.isdisjoint(sources):
+                self.rounded.add(node)
+            elif is_computed and _rounds(node, sources):
+                self.rounded.add(node)
+                is_computed = False
+            elif is_computed and not is_size and _jumps(node, sources):
+                is_computed = self._is_same_in_own_types(node, own)
             if is_size or is_computed or node.op == "get_attr":
                 self.nodes.add(node)
             if is_size or (is_computed and not self.sized.isdisjoint(sources)):
                 self.sized.add(node)
+        self.values.clear()
 
     def __contains__(self, node: object) -> bool:
         return node in self.nodes
+
+    def is_fixed(self, node: fx.Node) -> bool:
+        """Whether no input reaches a value: a constant, or what a cast makes of one."""
+        return node in self.nodes or node in self.rounded
 
     @cached_property
     def elsewhere(self) -> tuple[Constants, ...]:
@@ -69,7 +103,7 @@ class Constants:
         """
         if node not in self.sized or not any(size is None for info in self.program.inputs for size in info.shape):
             return True
-        if "shape" not in node.meta or not self.elsewhere:
+        if "shape" not in node.meta or not self.elsewhere or any(node not in other for other in self.elsewhere):
             return False
         try:
             values: list[Tensor] = [constants.value(node) for constants in (self, *self.elsewhere)]
@@ -111,7 +145,26 @@ class Constants:
 
     def _value_or_type(self, node: fx.Node) -> Any:
         # What is no constant is read for its type.
-        return self.value(node) if node in self.nodes else torch.empty(0, dtype=node.meta["dtype"])
+        return (
+            self.value(node) if self.is_fixed(node) else torch.empty(0, dtype=node.meta["dtype"])
+        )
+
+    def _is_same_in_own_types(self, node: fx.Node, own: dict[fx.Node, Any]) -> bool:
+        """Whether a call gives in the model's types what it gives in float64; ``own`` keeps values in the former."""
+
+        def fetch(source: fx.Node) -> Any:
+            if source in own:
+                return own[source]
+            is_given = source.op == "get_attr" or source.meta.get("is_size")
+            return self.as_stored(source) if is_given else self._value_or_type(source)
+
+        try:
+            for source in _unmet(node, own):
+                assert callable(source.target)
+                own[source] = source.target(*map_arg(source.args, fetch), **map_arg(source.kwargs, fetch))
+            return _is_same(own[node], self.value(node))
+        except (RuntimeError, IndexError, ValueError):
+            return False
 
     def forget(self) -> None:
         """Drop the values evaluated so far; they are evaluated again where asked for."""
@@ -138,6 +191,26 @@ def _rounds(node: fx.Node, sources: list[fx.Node]) -> bool:
     """Whether a call gives values of fewer digits than it is given: in float64 they would be other ones."""
     kinds = [n.meta["dtype"] for n in (node, *sources) if n.meta.get("dtype") in DOUBLED | {torch.float64}]
     return node.meta.get("dtype") in kinds and any(torch.finfo(kinds[0]).eps > torch.finfo(kind).eps for kind in kinds)
+
+
+def _jumps(node: fx.Node, sources: list[fx.Node]) -> bool:
+    """Whether a call may make much of a small difference between the floating values that it is given."""
+    return (node.target in _JUMPS or not _is_inexact(node)) and any(map(_is_inexact, sources))
+
+
+def _is_inexact(node: fx.Node) -> bool:
+    """Whether a value has digits that its type cuts off; a part of several values does not tell."""
+    dtype = node.meta.get("dtype")
+    return not node.meta.get("is_size") and (dtype is None or dtype.is_floating_point or dtype.is_complex)
+
+
+def _is_same(own: Any, value: Any) -> bool:
+    """Whether a step that jumps came out the same: what it made of digits that differ may differ as they do."""
+    if not isinstance(own, Tensor) or not own.is_floating_point():
+        return torch.equal(own, value) if isinstance(own, Tensor) else bool(own == value)
+    known = value[value.isfinite()].abs()
+    limit = torch.finfo(own.dtype).eps ** 0.5 * (float(known.max()) if known.numel() else 0.0)
+    return torch.allclose(own.double(), value, rtol=0, atol=limit, equal_nan=True)
 
 
 def _unmet(node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:

@@ -7,13 +7,12 @@ what would make the file much larger.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from repconv_cli.graph.constants import Constants, value_inputs
+from repconv_cli.graph.constants import MOVES, Constants, value_inputs
 from repconv_cli.graph.program import Program, unused_path
 
 aten = torch.ops.aten
@@ -21,14 +20,6 @@ aten = torch.ops.aten
 # By how much lifted constants may let all tensors grow together, and what is always allowed, in bytes.
 MOST_GROWTH = 0.25
 ALWAYS_ALLOWED = 1 << 16
-# These give the values that they get, in another order or shape: a name is worth more than such a step.
-_MOVES = {
-    operator.getitem,
-    aten.alias.default, aten.chunk.default, aten.detach.default, aten.expand.default, aten.flatten.using_ints,
-    aten.permute.default, aten.reshape.default, aten.select.int, aten.slice.Tensor, aten.split.Tensor,
-    aten.split_with_sizes.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.t.default,
-    aten.transpose.int, aten.unbind.int, aten.unflatten.int, aten.unsqueeze.default,
-}  # fmt: skip
 # Stored, these would hold each value many times over.
 _REPEATS = {aten.expand.default, aten.repeat.default, aten.tile.default, aten.broadcast_to.default}
 
@@ -63,11 +54,11 @@ def _ends(program: Program, constants: Constants, removed: set[fx.Node]) -> list
     """Return the last constants of each chain that computes something, read by what stays."""
     works: dict[fx.Node, bool] = {}
     for node in program.graph.nodes:
-        if node not in constants or node.op != "call_function" or node.meta.get("is_size"):
+        if not constants.is_fixed(node) or node.op != "call_function" or node.meta.get("is_size"):
             continue
         sources = value_inputs(node)
         if all(source.op == "get_attr" or source in works for source in sources) and node.target not in _REPEATS:
-            works[node] = node.target not in _MOVES or any(works.get(source, False) for source in sources)
+            works[node] = node.target not in MOVES or any(works.get(source, False) for source in sources)
     return [
         node
         for node, is_work in works.items()
@@ -95,6 +86,6 @@ def no_longer_computed(lifted: tuple[Lifted, ...], removed: set[fx.Node], consta
     """Return the constants that nothing computes any more once ``lifted`` are stored and ``removed`` are gone."""
     gone = {item.node for item in lifted}
     for node in reversed(constants.program.graph.nodes):
-        if node in constants and node.users and all(user in gone or user in removed for user in node.users):
+        if constants.is_fixed(node) and node.users and all(user in gone or user in removed for user in node.users):
             gone.add(node)
     return gone - removed

@@ -140,14 +140,36 @@ def test_of_an_input_that_is_read_for_its_type_nothing_is_read(
         torch.testing.assert_close(ProgramModule(fused.program)(*inputs), module(*inputs), rtol=2e-2, atol=2e-2)
 
 
-def test_a_constant_is_stored_up_to_where_a_cast_rounds_it() -> None:
-    module = Model(Made(lambda weight, x: (torch.arange(6) / 3).type_as(x) * weight))
-    for dtype, last in ((torch.float32, torch.ops.aten.mul.Tensor), (torch.float16, torch.ops.aten.div.Tensor)):
-        inputs = tuple(x.to(dtype) for x in noise(SHAPE))
-        fused = fuse_program(trace(module.to(dtype), inputs), [inputs], dtype=dtype)
-        assert [lifted.node.target for lifted in fused.plan.lifted] == [last]
-        with torch.no_grad():
-            assert torch.equal(ProgramModule(fused.program)(*inputs), module(*inputs))
+@pytest.mark.parametrize(("dtype", "last"), [(torch.float32, "mul"), (torch.float16, "type_as")])
+def test_a_constant_is_stored_up_to_the_cast_that_rounds_it(dtype: torch.dtype, last: str) -> None:
+    module = Model(Made(lambda weight, x: (torch.arange(6) / 3).type_as(x) * weight)).to(dtype)
+    inputs = tuple(x.to(dtype) for x in noise(SHAPE))
+    fused = fuse_program(trace(module, inputs), [inputs], dtype=dtype)
+    (lifted,) = fused.plan.lifted
+    assert lifted.node.name.startswith(last)
+    assert fused.program.tensors[lifted.key].dtype == dtype
+    with torch.no_grad():
+        assert torch.equal(ProgramModule(fused.program)(*inputs), module(*inputs))
+
+
+def test_a_table_made_in_float64_is_stored_as_it_is_read() -> None:
+    module = Model(Made(lambda weight, x: (weight.double() / 3).exp().float()[:, None]))
+    program = trace(module, noise(SHAPE))
+    fused = fuse_program(program, [noise(SHAPE)], dtype=torch.float32)
+    (lifted,) = fused.plan.lifted
+    assert fused.program.tensors[lifted.key].dtype == torch.float32
+    assert count_ops(fused.program)["ops"] == totals(fused.plan).ops.after == count_ops(program)["ops"] - 5
+    with torch.no_grad():
+        assert torch.equal(ProgramModule(fused.program)(*noise(SHAPE)), module(*noise(SHAPE)))
+
+
+def test_a_weight_that_is_rounded_at_each_call_is_stored_rounded() -> None:
+    module = Model(Made(lambda weight, x: weight.half().float() * 3))
+    fused = fuse_program(trace(module, noise(SHAPE)), [noise(SHAPE)], dtype=torch.float32)
+    (lifted,) = fused.plan.lifted
+    assert fused.program.tensors[lifted.key].dtype == torch.float16
+    with torch.no_grad():
+        assert torch.equal(ProgramModule(fused.program)(*noise(SHAPE)), module(*noise(SHAPE)))
 
 
 def test_a_value_of_the_type_of_itself_is_read() -> None:
