@@ -145,9 +145,7 @@ class Constants:
 
     def _value_or_type(self, node: fx.Node) -> Any:
         # What is no constant is read for its type.
-        return (
-            self.value(node) if self.is_fixed(node) else torch.empty(0, dtype=node.meta["dtype"])
-        )
+        return self.value(node) if self.is_fixed(node) else torch.empty(0, dtype=node.meta["dtype"])
 
     def _is_same_in_own_types(self, node: fx.Node, own: dict[fx.Node, Any]) -> bool:
         """Whether a call gives in the model's types what it gives in float64; ``own`` keeps values in the former."""

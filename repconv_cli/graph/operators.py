@@ -1,7 +1,7 @@
 """The operators that a graph from a file may name: functional ATen operators on tensors and numbers, and no others.
 
-None of them reads a file, allocates memory without filling it, or calls back into Python. ``lstm`` is none of them: its
-kernel in oneDNN takes weights of any shape for those that it needs, and reads past their end.
+None of them reads a file, allocates memory without filling it, or calls back into Python. What looks at nothing that
+it is given runs as an operator that does (:mod:`repconv_cli.graph.recurrent`), by the same name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from repconv_cli.errors import InputError
+from repconv_cli.graph.recurrent import CHECKED
 
 _ATEN = """
 _adaptive_avg_pool2d _log_softmax _native_batch_norm_legit_no_training _softmax _to_copy _unsafe_view
@@ -22,22 +23,22 @@ _upsample_nearest_exact3d abs acos adaptive_avg_pool1d adaptive_avg_pool2d adapt
 adaptive_max_pool2d adaptive_max_pool3d add addcdiv addcmul addmm alias all amax amin any arange argmax argmin argsort
 asin atan atan2 avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bitwise_xor bmm
 broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clip clone col2im
-constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution copy cos
-cosh cosine_similarity cross cumprod cumsum detach diagonal div dropout einsum elu embedding eq erf exp expand expand_as
-expm1 fill flatten flip floor floor_divide fmod frac full full_like gather ge gelu getitem glu grid_sampler
-grid_sampler_2d group_norm gru gt hardsigmoid hardswish hardtanh im2col index index_add index_copy index_fill index_put
-index_select instance_norm isfinite isinf isnan isneginf item layer_norm le leaky_relu lerp lift_fresh_copy
+constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution copy
+cos cosh cosine_similarity cross cumprod cumsum detach diagonal div dropout einsum elu embedding eq erf exp expand
+expand_as expm1 fill flatten flip floor floor_divide fmod frac full full_like gather ge gelu getitem glu grid_sampler
+grid_sampler_2d group_norm gru gt hardsigmoid hardswish hardtanh im2col index index_add index_copy index_fill
+index_put index_select instance_norm isfinite isinf isnan isneginf item layer_norm le leaky_relu lerp lift_fresh_copy
 linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid log_softmax logical_and logical_not logical_or
-logical_xor logsumexp lt masked_fill matmul max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean
-meshgrid min minimum mish mm movedim mul mv nan_to_num narrow native_batch_norm native_group_norm native_layer_norm ne
-neg new_full new_ones new_zeros nonzero norm one_hot ones ones_like outer pad permute pixel_shuffle pixel_unshuffle
-polar pow prelu prod reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder repeat
-repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape rms_norm roll rot90 round rsqrt rsub
-scalar_tensor scaled_dot_product_attention scatter scatter_add select select_scatter selu sgn sigmoid sign silu sin sinh
-slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack std std_mean sub sum sym_size
-take_along_dim tan tanh tensordot threshold tile to topk transpose tril triu trunc type_as unbind unflatten unfold
-unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
-upsample_nearest3d upsample_trilinear3d var var_mean view where zero zeros zeros_like
+logical_xor logsumexp lstm lt masked_fill matmul max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum
+mean meshgrid min minimum mish mm movedim mul mv nan_to_num narrow native_batch_norm native_group_norm
+native_layer_norm ne neg new_full new_ones new_zeros nonzero norm one_hot ones ones_like outer pad permute
+pixel_shuffle pixel_unshuffle polar pow prelu prod reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu
+relu6 remainder repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape rms_norm roll
+rot90 round rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add select select_scatter selu sgn
+sigmoid sign silu sin sinh slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack
+std std_mean sub sum sym_size take_along_dim tan tanh tensordot threshold tile to topk transpose tril triu trunc
+type_as unbind unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean view where zero zeros zeros_like
 """
 ATEN_NAMES = frozenset(_ATEN.split())
 
@@ -57,6 +58,7 @@ PYTHON_OPERATORS: dict[str, Callable[..., Any]] = {
     "size.float": torch.sym_float,
     "getitem": operator.getitem,
 }
+_UNCHECKED = {checked: target for target, checked in CHECKED.items()}
 _PYTHON_NAMES = {function: name for name, function in PYTHON_OPERATORS.items()}
 
 
@@ -64,7 +66,7 @@ def operator_name(target: Any) -> str:
     """Return the name of an operator as files write it; raise :class:`InputError` for one that files may not hold."""
     if target in _PYTHON_NAMES:
         return _PYTHON_NAMES[target]
-    name = str(target)
+    name = str(_UNCHECKED.get(target, target))
     if isinstance(target, torch._ops.OpOverload) and _is_allowed(name, allow_in_place=False):
         return name
     raise InputError(
@@ -90,7 +92,7 @@ def find_operator(name: str, *, allow_in_place: bool = False) -> Callable[..., A
         raise InputError(f"operator {_shown(name)} is unknown to torch {torch.__version__}")
     if found._schema.is_mutable and not allow_in_place:
         raise InputError(f"operator {_shown(name)} writes to its inputs")
-    return found
+    return CHECKED.get(found, found)
 
 
 def draws_random(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from repconv_cli.errors import InputError, TraceError
 from repconv_cli.graph.functional import in_place_form
+from repconv_cli.graph.recurrent import AS_FUNCTIONS
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,10 @@ def _as_function(
     for node in program.graph.nodes:
         if node.op == "call_function":
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: env[n])
-            env[node] = graph.create_node("call_function", operator(node), args, kwargs, name=f"value_{len(env)}")
+            target = operator(node)
+            env[node] = graph.create_node(
+                "call_function", AS_FUNCTIONS.get(target, target), args, kwargs, name=f"value_{len(env)}"
+            )
     graph.output(map_arg(tuple(program.output_nodes()), lambda n: env[n]))
     function: Callable[..., tuple[Any, ...]] = fx.GraphModule({}, graph, class_name="Fused").forward
     return function, [str(node.target) for node in tensors]

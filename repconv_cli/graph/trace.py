@@ -17,6 +17,7 @@ from repconv_cli.graph.guards import Conditions
 from repconv_cli.graph.kept import in_eval_mode, quiet
 from repconv_cli.graph.operators import draws_random
 from repconv_cli.graph.program import InputInfo, Program, Structure
+from repconv_cli.graph.recurrent import CHECKED
 
 aten = torch.ops.aten
 
@@ -46,6 +47,7 @@ _SYNONYMS = {
     aten.__and__.Tensor: aten.bitwise_and.Tensor,
     aten.__or__.Tensor: aten.bitwise_or.Tensor,
     aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
+    **CHECKED,
 }
 # A view demands a memory layout, which fusing (or the user, with ``channels_last``) may change; a reshape takes any.
 _VIEWS = {aten.view.default, aten._unsafe_view.default}

@@ -118,14 +118,9 @@ def recogniser(layer: type[nn.RNNBase]) -> nn.Module:
     return randomised(Formula(forward, **parts))
 
 
-def test_a_recurrent_layer_behind_convolutions(tmp_path: Path) -> None:
-    assert_fuses(recogniser(nn.GRU), tmp_path / "out.safetensors", 1)
-
-
-def test_an_lstm_whose_kernel_checks_no_shape_is_in_no_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="lstm"):
-        repconv_cli.fuse(recogniser(nn.LSTM), tmp_path / "out.safetensors", input=SHAPE)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM])
+def test_a_recurrent_layer_behind_convolutions(layer: type[nn.RNNBase], tmp_path: Path) -> None:
+    assert_fuses(recogniser(layer), tmp_path / "out.safetensors", 1)
 
 
 def test_a_container_that_no_file_holds_is_refused_in_one_line(tmp_path: Path) -> None:
