@@ -13,7 +13,7 @@ from repconv_cli.checkpoint.program import CallNode, FreeSize, ProgramFile, Prog
 from repconv_cli.errors import InputError
 from repconv_cli.graph.calls import checked_call
 from repconv_cli.graph.operators import PYTHON_OPERATORS, find_operator
-from repconv_cli.graph.program import LEAF, InputInfo, Program, ProgramModule, Structure
+from repconv_cli.graph.program import LEAF, InputInfo, Program, ProgramModule, Structure, plain_key
 
 aten = torch.ops.aten
 
@@ -173,4 +173,4 @@ def structure_of(spec: Mapping[str, Any]) -> Structure:
     keys = spec.get("context")
     if not isinstance(keys, list) or len(keys) != len(children):
         raise InputError("the model's inputs or outputs nest in an unknown way")
-    return Structure("dict", children, tuple(str(key) for key in keys))
+    return Structure("dict", children, tuple(plain_key(key) for key in keys))

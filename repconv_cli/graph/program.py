@@ -52,13 +52,22 @@ class InputInfo:
                 )
 
 
+Key = str | int | float | bool
+"""A key of a dict in inputs or outputs, as a file can hold it."""
+
+
+def plain_key(key: object) -> Key:
+    """Return a dict's key as a file can hold it: text for what is neither text nor a number."""
+    return key if type(key) in (str, int, float, bool) else str(key)  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Structure:
     """How inputs or outputs nest: a ``leaf``, a ``constant``, or a ``tuple``/``list``/``dict`` of structures."""
 
     kind: str
     children: tuple[Structure, ...] = ()
-    keys: tuple[str, ...] = ()
+    keys: tuple[Key, ...] = ()
     value: Any = None
 
     @classmethod
@@ -75,7 +84,7 @@ class Structure:
         context = spec.context
         keys = context if isinstance(context, list) else next(iter(context)) if isinstance(context, tuple) else None
         if isinstance(keys, (list, tuple)) and len(keys) == len(children):
-            return cls("dict", children, tuple(str(key) for key in keys))
+            return cls("dict", children, tuple(plain_key(key) for key in keys))
         raise TraceError(
             f"the model takes or gives a {spec.type.__name__}", needed="tensors in tuples, lists and dicts"
         )

@@ -51,7 +51,7 @@ class StructureSpec(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 
     kind: str
     children: list[StructureSpec] = []
-    keys: list[str] = []
+    keys: list[str | int | float | bool] = []
     value: str | int | float | bool | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter
 
+import repconv_cli
 from repconv_cli.errors import InputError
 from repconv_cli.graph import schema, serial
 from repconv_cli.graph.program import Program, ProgramModule
@@ -70,6 +72,20 @@ def test_keyword_inputs_and_dict_outputs_survive_the_round_trip() -> None:
     expected = ProgramModule(program)(x, other=other)
     assert found.keys() == {"left", "pair"}
     assert torch.equal(found["pair"][0], expected["pair"][0])
+
+
+def test_dicts_keep_the_kind_of_their_keys(tmp_path: Path) -> None:
+    def forward(part: Any, levels: dict[Any, Tensor]) -> dict[Any, Tensor]:
+        return {key: part.a(levels[key]).relu() for key in (8, 0.5, True, "8")}
+
+    module, (x,) = randomised(Formula(forward, a=conv(4, 4))), noise(SHAPE)
+    levels = {key: x * place for place, key in enumerate((8, 0.5, True, "8"))}
+    repconv_cli.fuse(module, tmp_path / "out", args=(levels,))
+    with torch.no_grad():
+        found, expected = repconv_cli.load(tmp_path / "out")(levels), module(levels)
+    assert list(map(repr, found)) == list(map(repr, expected))
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key])
 
 
 @pytest.mark.parametrize("name", ["program", "forward_", "0", "torch", "self", "größe", "class", "lambda", "in"])
