@@ -32,6 +32,18 @@ MOVES = {
 }  # fmt: skip
 """These give the values that they get, in another order or shape."""
 
+# What these give, a size shapes and does not otherwise touch: one number everywhere, or each value for itself.
+_FILLED = {
+    _aten.full.default, _aten.full_like.default, _aten.new_full.default, _aten.new_ones.default,
+    _aten.new_zeros.default, _aten.ones.default, _aten.ones_like.default, _aten.zeros.default, _aten.zeros_like.default,
+}  # fmt: skip
+_WITH_VALUE = {_aten.full.default, _aten.full_like.default, _aten.new_full.default}
+_SHAPED = {_aten.broadcast_to.default, _aten.expand.default}
+_ARRANGED = {
+    _aten._to_copy.default, _aten.alias.default, _aten.clone.default, _aten.contiguous.default, _aten.permute.default,
+    _aten.to.dtype, _aten.transpose.int, _aten.unsqueeze.default,
+}  # fmt: skip
+
 # These jump where their input does not; so does all that makes whole numbers or truths of floating values.
 _JUMPS = {
     _aten.ceil.default, _aten.div.Scalar_mode, _aten.div.Tensor_mode, _aten.floor.default, _aten.floor_divide.default,
@@ -65,6 +77,7 @@ class Constants:
         self.values: dict[fx.Node, Any] = {}
         self.nodes: set[fx.Node] = set()
         self.sized: set[fx.Node] = set()
+        self.shaped: set[fx.Node] = set()
         self.rounded: set[fx.Node] = set()
         own: dict[fx.Node, Any] = {}
         for node in program.graph.nodes:
@@ -82,6 +95,8 @@ class Constants:
                 self.nodes.add(node)
             if is_size or (is_computed and not self.sized.isdisjoint(sources)):
                 self.sized.add(node)
+                if not is_size and self._is_shaped(node, sources):
+                    self.shaped.add(node)
         self.values.clear()
 
     def __contains__(self, node: object) -> bool:
@@ -99,11 +114,11 @@ class Constants:
     def is_same_elsewhere(self, node: fx.Node) -> bool:
         """Whether a constant is the same at all sizes: along an axis that grows, one value again and again.
 
-        A number that is made of a free size is not, whatever it is at some sizes.
+        What a free size is more than the shape of is not, whatever it is at some sizes: it may change at the next.
         """
         if node not in self.sized or not any(size is None for info in self.program.inputs for size in info.shape):
             return True
-        if "shape" not in node.meta or not self.elsewhere or any(node not in other for other in self.elsewhere):
+        if node not in self.shaped or not self.elsewhere or any(node not in other for other in self.elsewhere):
             return False
         try:
             values: list[Tensor] = [constants.value(node) for constants in (self, *self.elsewhere)]
@@ -146,6 +161,18 @@ class Constants:
     def _value_or_type(self, node: fx.Node) -> Any:
         # What is no constant is read for its type.
         return self.value(node) if self.is_fixed(node) else torch.empty(0, dtype=node.meta["dtype"])
+
+    def _is_shaped(self, node: fx.Node, sources: list[fx.Node]) -> bool:
+        """Whether sizes decide no more than the shape of what a call gives."""
+        if node.target in _FILLED:
+            return not (node.target in _WITH_VALUE and isinstance(node.args[1], fx.Node))
+        tensors = [source for source in sources if not source.meta.get("is_size")]
+        if any(source in self.sized and source not in self.shaped for source in tensors):
+            return False
+        if node.target in _SHAPED:
+            return True
+        is_by_itself = node.target in _ARRANGED or torch.Tag.pointwise in getattr(node.target, "tags", ())
+        return is_by_itself and len(tensors) == len(sources)
 
     def _is_same_in_own_types(self, node: fx.Node, own: dict[fx.Node, Any]) -> bool:
         """Whether a call gives in the model's types what it gives in float64; ``own`` keeps values in the former."""

@@ -19,7 +19,7 @@ from repconv_cli.errors import InexactError
 from repconv_cli.graph.constants import Constants, region_between
 from repconv_cli.graph.interpret import run_node
 from repconv_cli.graph.jacobian import TOLERANCE, Jacobian
-from repconv_cli.graph.rules.registry import RULES, Step, kernel_name
+from repconv_cli.graph.rules.registry import RULES, Step, kernel_name, reads_what_is_same_elsewhere
 from repconv_cli.graph.structure import structure_of
 from repconv_cli.graph.term import Anchor, Leaf, Term
 from repconv_cli.graph.terms import apply_leaf
@@ -51,7 +51,7 @@ MAX_AXES = 5
 def linear_sources(node: fx.Node, constants: Constants) -> list[fx.Node] | None:
     """Return the tensors that ``node`` is affine in, or None where it is not affine."""
     variables = [source for source in node.all_input_nodes if source not in constants]
-    if node.op != "call_function" or not variables:
+    if node.op != "call_function" or not variables or not reads_what_is_same_elsewhere(node, constants):
         return None
     if getattr(node.target, "__name__", "") == "getitem":
         return variables
@@ -165,6 +165,7 @@ def probe(anchor: fx.Node, region: list[fx.Node], constants: Constants, axis: in
             found = _grouped(ConvMap(weight, bias, Geometry(len(weight), shape[axis], 1, axes)))
     _check(run_at(constants), found, _channels_first(shape, axis))
     if any(anchor.meta["free"][1:]):
+        _require_changes(region, constants)
         _check_elsewhere(run_at, found, anchor, axis, constants)
     return found if is_image else _without_axes(found)
 
@@ -220,6 +221,15 @@ def _check_elsewhere(
             raise InexactError("not checked at every remainder by the stride")
     if len(places) < MIN_PLACES:
         raise InexactError("not checked at other sizes")
+
+
+def _require_changes(region: list[fx.Node], constants: Constants) -> None:
+    """Require that each free size was another one somewhere: of one that grows later on nothing was seen."""
+    for node in region:
+        shapes = [constants.shape(node), *(other.shape(node) for other in constants.elsewhere)]
+        for axis, is_free in enumerate(node.meta["free"]):
+            if axis and is_free and len({shape[axis] for shape in shapes}) == 1:
+                raise InexactError("not checked at other sizes")
 
 
 def _check(run: Callable[[Tensor], Tensor], found: ConvMap, shape: tuple[int, ...]) -> None:

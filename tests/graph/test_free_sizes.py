@@ -34,11 +34,51 @@ class Sized:
     shape: tuple[int, ...] = SQUARE
 
     def make(self) -> nn.Module:
-        return randomised(Formula(lambda p, x: p.b(self.function(p.a(x), x)), a=conv(4, 4), b=conv(4, 4, 1)))
+        return randomised(
+            Formula(lambda p, x: p.b(self.function(p.a(x), x).expand(-1, 4, -1, -1)), a=conv(4, 4), b=conv(4, 4, 1))
+        )
 
 
-WIDE, HIGH = (2, 4, 8, 16), (2, 4, 16, 8)
+def pooled(y: Tensor) -> Tensor:
+    """Return a map of few sizes: several of the input's give one of its own."""
+    return functional.max_pool2d(y, 8)
+
+
+def count(y: Tensor) -> int:
+    return y.shape[2] * y.shape[3]
+
+
+def positions(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[3])
+
+
+WIDE, HIGH, LONG = (2, 4, 8, 16), (2, 4, 16, 8), (2, 4, 8, 100)
 SIZED = [
+    Sized(
+        "a_sum_by_its_count",
+        lambda y, x: pooled(y).sum((2, 3), True) / count(pooled(y)),
+        (2, 4, 16, 40),
+        (2, 4, 16, 24),
+    ),
+    Sized(
+        "a_mean_and_a_shift",
+        lambda y, x: pooled(y).mean((2, 3), True) + 0.1 * (x.shape[3] // 8),
+        (2, 4, 32, 16),
+        (2, 4, 32, 40),
+    ),
+    Sized("a_larger_factor_from_64_on", lambda y, x: y * (x.shape[3] // 64 + 1), LONG),
+    Sized("a_larger_batch", lambda y, x: pooled(y) * (x.shape[0] // 8 + 1), (9, 4, 32, 24), (2, 4, 32, 24)),
+    Sized("a_logarithm_from_64_on", lambda y, x: y * ((positions(x) + 1).log() / 4.16).clamp(min=1), LONG),
+    Sized("the_first_64", lambda y, x: y * (positions(x) < 64), LONG),
+    Sized("segments_of_64", lambda y, x: y + torch.tensor([0.0, 1, 2])[positions(x) // 64], LONG),
+    Sized("a_band_of_64", lambda y, x: y * ((positions(x)[:, None] - positions(x)).abs() < 64).sum(0), LONG),
+    Sized("ones_by_hundreds", lambda y, x: y + torch.ones(x.shape[3]) * (x.shape[3] // 100), LONG),
+    Sized("full_of_a_size", lambda y, x: y * torch.full((4, 1, 1), 1 + x.shape[3] // 64), LONG),
+    Sized("a_tensor_of_a_size", lambda y, x: y * torch.scalar_tensor(1 + x.shape[3] // 64), LONG),
+    Sized("a_few_bins", lambda y, x: functional.adaptive_avg_pool2d(y, 4) * (1 + x.shape[3] // 64), LONG),
+    Sized("a_sum_of_ones", lambda y, x: y * torch.ones(x.shape[3]).sum().clamp(min=64), LONG),
+    Sized("alpha_is_a_size", lambda y, x: torch.add(y, x, alpha=x.shape[3] // 64), LONG),
+    Sized("copies_for_each_64", lambda y, x: y.repeat(1, 1, 1, 1 + x.shape[3] // 64), LONG),
     Sized("a_ratio", lambda y, x: y * (x.shape[2] / x.shape[3]), WIDE),
     Sized("padded_to_a_square", lambda y, x: functional.pad(y, (0, 0, 0, max(0, x.shape[3] - x.shape[2]))), WIDE),
     Sized("padded_to_the_other_square", lambda y, x: functional.pad(y, (0, max(0, x.shape[2] - x.shape[3]))), HIGH),
@@ -67,6 +107,19 @@ def test_what_depends_on_a_size_does_so_after_fusing(case: Sized) -> None:
     program = fused(module, noise(case.shape), is_spatial_free=True).program
     assert program.inputs[0].shape == (None, 4, None, None)
     for shape in (case.shape, case.other):
+        assert difference(module, program, noise(shape, seed=1)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("by", [count, lambda y: y.shape[2], lambda y: 1 + y.shape[0] // 3])
+def test_a_sum_over_a_number_of_sizes_before_a_layer(by: Callable[[Tensor], int]) -> None:
+    def forward(part: Any, x: Tensor) -> Tensor:
+        y = pooled(part.a(x).relu())
+        return part.head(y.sum((2, 3)) / by(y))  # type: ignore[no-any-return]
+
+    module = randomised(Formula(forward, a=conv(4, 4), head=nn.Linear(4, 3)))
+    program = fused(module, noise((2, 4, 32, 24)), is_spatial_free=True).program
+    assert program.inputs[0].shape == (None, 4, None, None)
+    for shape in ((2, 4, 32, 24), (7, 4, 40, 24), (3, 4, 64, 64)):
         assert difference(module, program, noise(shape, seed=1)) <= TOLERANCE
 
 

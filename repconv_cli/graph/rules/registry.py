@@ -94,14 +94,19 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
+def reads_what_is_same_elsewhere(node: fx.Node, constants: Constants) -> bool:
+    """Whether a size that is free reaches no value that ``node`` reads, but for sizes that shape what it gives."""
+    return node.target in SHAPED_BY_SIZES or all(
+        constants.is_same_elsewhere(source) for source in node.all_input_nodes if source in constants
+    )
+
+
 def describe(node: fx.Node, constants: Constants) -> Step | None:
     """Return the step of ``node``, or None where it is no affine map of one tensor."""
     found = RULES.get(node.target) if node.op == "call_function" else None
     if found is None or len(node.meta.get("shape", ())) < 2 or _is_empty(node):
         return None
-    if node.target not in SHAPED_BY_SIZES and not all(
-        constants.is_same_elsewhere(source) for source in node.all_input_nodes if source in constants
-    ):
+    if not reads_what_is_same_elsewhere(node, constants):
         raise InexactError("a constant made of a size that is free")
     step = found(Call(node, constants))
     # A cast in between would round.
