@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,9 @@ from repconv_cli.graph.operators import draws_random, writes_statistics
 
 MOST_BITS = 1024
 """Bits of a number that sizes are computed with; a few products square and square again to any length."""
+
+MOST_POWER = 8
+"""What a size may be raised to."""
 
 _SIZE_BITS = 64
 
@@ -31,6 +35,11 @@ def checked_call(graph: fx.Graph, target: Callable[..., Any], args: tuple[Any, .
         raise InputError(f"its graph calls {target.__name__} with other arguments than two values or numbers")
     lengths = [_bits(arg) for arg in args]
     bits = sum(lengths) if target is operator.mul else max(lengths) + 1
+    if target is operator.pow:
+        power = args[-1]
+        if isinstance(power, fx.Node) or len(args) < 2 or not abs(power) <= MOST_POWER:
+            raise InputError(f"its graph raises a size to {power}", needed=f"a number, at most {MOST_POWER}")
+        bits = lengths[0] * max(math.ceil(power), 1)
     if bits > MOST_BITS:
         raise InputError(f"its graph computes a size of up to {bits} bits", needed=f"at most {MOST_BITS}")
     node = graph.call_function(target, args)

@@ -20,25 +20,28 @@ _ATEN = """
 _adaptive_avg_pool2d _log_softmax _native_batch_norm_legit_no_training _softmax _to_copy _unsafe_view
 _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
 _upsample_nearest_exact3d abs acos adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-adaptive_max_pool2d adaptive_max_pool3d add addcdiv addcmul addmm alias all amax amin any arange argmax argmin argsort
-asin atan atan2 avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bitwise_xor bmm
-broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clip clone col2im
-constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution copy
-cos cosh cosine_similarity cross cumprod cumsum detach diagonal div dropout einsum elu embedding eq erf exp expand
-expand_as expm1 fill flatten flip floor floor_divide fmod frac full full_like gather ge gelu getitem glu grid_sampler
-grid_sampler_2d group_norm gru gt hardsigmoid hardswish hardtanh im2col index index_add index_copy index_fill
-index_put index_select instance_norm isfinite isinf isnan isneginf item layer_norm le leaky_relu lerp lift_fresh_copy
-linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid log_softmax logical_and logical_not logical_or
-logical_xor logsumexp lstm lt masked_fill matmul max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum
-mean meshgrid min minimum mish mm movedim mul mv nan_to_num narrow native_batch_norm native_group_norm
-native_layer_norm ne neg new_full new_ones new_zeros nonzero norm one_hot ones ones_like outer pad permute
-pixel_shuffle pixel_unshuffle polar pow prelu prod reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu
-relu6 remainder repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape rms_norm roll
-rot90 round rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add select select_scatter selu sgn
-sigmoid sign silu sin sinh slice slice_scatter softmax softplus sort split split_with_sizes sqrt square squeeze stack
-std std_mean sub sum sym_size take_along_dim tan tanh tensordot threshold tile to topk transpose tril triu trunc
-type_as unbind unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
-upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean view where zero zeros zeros_like
+adaptive_max_pool2d adaptive_max_pool3d add addcdiv addcmul addmm affine_grid_generator alias all amax amin any arange
+argmax argmin argsort asin atan atan2 avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bilinear bitwise_and
+bitwise_not bitwise_or bitwise_xor bmm broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp
+clamp_max clamp_min clip clone col2im complex constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d
+conv_transpose2d conv_transpose3d convolution copy cos cosh cosine_similarity cross cumprod cumsum detach diagonal div
+dropout einsum elu embedding eq erf exp expand expand_as expm1 fft_fft fft_fft2 fft_fftn fft_fftshift fft_ifft
+fft_ifft2 fft_ifftn fft_ifftshift fft_irfft fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn fill flatten flip floor
+floor_divide fmod frac full full_like gather ge gelu getitem glu grid_sampler grid_sampler_2d group_norm gru gru_cell
+gt hardshrink hardsigmoid hardswish hardtanh im2col imag index index_add index_copy index_fill index_put index_select
+instance_norm isfinite isinf isnan isneginf item layer_norm le leaky_relu lerp lift_fresh_copy linalg_vector_norm
+linear linspace log log10 log1p log2 log_sigmoid log_softmax logical_and logical_not logical_or logical_xor logsumexp
+lstm lstm_cell lt masked_fill matmul max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean
+meshgrid min minimum mish mm movedim mul mv nan_to_num narrow native_batch_norm native_group_norm native_layer_norm ne
+neg new_full new_ones new_zeros nonzero norm one_hot ones ones_like outer pad permute pixel_shuffle pixel_unshuffle
+polar pow prelu prod real reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder repeat
+repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape rms_norm rnn_relu rnn_relu_cell
+rnn_tanh rnn_tanh_cell roll rot90 round rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add
+select select_scatter selu sgn sigmoid sign silu sin sinh slice slice_scatter softmax softplus softshrink sort split
+split_with_sizes sqrt square squeeze stack std std_mean sub sum sym_size take_along_dim tan tanh tanhshrink tensordot
+threshold tile to topk transpose tril triu trunc type_as unbind unflatten unfold unsqueeze upsample_bicubic2d
+upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
+var var_mean view view_as_complex view_as_real where zero zeros zeros_like
 """
 ATEN_NAMES = frozenset(_ATEN.split())
 
@@ -50,6 +53,7 @@ PYTHON_OPERATORS: dict[str, Callable[..., Any]] = {
     "size.floordiv": operator.floordiv,
     "size.mod": operator.mod,
     "size.neg": operator.neg,
+    "size.pow": operator.pow,
     "size.truediv": operator.truediv,
     "size.trunc": math.trunc,
     "size.max": torch.sym_max,
