@@ -87,21 +87,28 @@ def random_inputs(program: Program, samples: int, seed: int) -> Iterator[tuple[T
 def proof_inputs(program: Program, seed: int) -> Iterator[tuple[Tensor, ...]]:
     """Yield what the whole model is proved on in float64: noise, one sample where the batch is free.
 
-    With other free sizes there is a second input, each of them grown by one: what holds at the traced sizes only is
-    seen there.
+    With other free sizes there is a second input, which has them larger and smaller in turns, so far from the traced
+    ones that they are others behind the strides as well: what holds at the traced sizes only is seen there.
     """
     traced = [tuple(_proof_size(info, axis) for axis in range(len(info.shape))) for info in program.inputs]
-    grown = [
-        tuple(size + (axis > 0 and info.shape[axis] is None) for axis, size in enumerate(shape))
+    others = [
+        tuple(_other_size(info, axis) if axis else size for axis, size in enumerate(shape))
         for shape, info in zip(traced, program.inputs, strict=True)
     ]
-    for index, shapes in enumerate([traced, grown] if grown != traced else [traced]):
+    for index, shapes in enumerate([traced, others] if others != traced else [traced]):
         generator = torch.Generator().manual_seed(seed + index)
         yield tuple(_noise(shape, info.dtype, generator) for shape, info in zip(shapes, program.inputs, strict=True))
 
 
 def _proof_size(info: InputInfo, axis: int) -> int:
     return 1 if axis == 0 and info.shape[0] is None else info.example[axis]
+
+
+def _other_size(info: InputInfo, axis: int) -> int:
+    size = info.example[axis]
+    if info.shape[axis] is not None:
+        return size
+    return size + 33 if axis % 2 == 0 else max(size * 3 // 4 - 1, info.smallest[axis] if info.smallest else 1)
 
 
 def _noise(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -199,7 +199,7 @@ def _read_safetensors(path: Path, handle: BinaryIO, size: int) -> Source:
         # It becomes a model that the caller may train.
         file.keep_in_memory()
     tensors = read_tensors(file, header)
-    check_values(tensors, size, file.release)
+    check_values(tensors, size, file.release, are_proven=GRAPH in header.metadata)
     form = FileFormat.SAFETENSORS
     return Source(path, "weights", form, "", size, tensors=tensors, metadata=header.metadata, files=(file,))
 
@@ -209,5 +209,5 @@ def _read_program(path: Path, handle: BinaryIO, size: int) -> Source:
     from repconv_cli.checkpoint.values import check_values
 
     program = read_program(handle)
-    check_values(program.tensors, size)
+    check_values(program.tensors, size, are_proven=True)
     return Source(path, "program", FileFormat.EXPORTED, "", size, program=program)

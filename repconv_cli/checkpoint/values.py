@@ -32,11 +32,16 @@ def check_module(module: nn.Module) -> None:
 
 
 def check_values(
-    tensors: Mapping[str, torch.Tensor], file_bytes: int, release: Callable[[], None] | None = None
+    tensors: Mapping[str, torch.Tensor],
+    file_bytes: int,
+    release: Callable[[], None] | None = None,
+    *,
+    are_proven: bool = False,
 ) -> None:
     """Check tensors by name, read from a file of ``file_bytes`` bytes.
 
-    ``release`` is called now and then: it may let go of the memory of those that were checked.
+    ``release`` is called now and then: it may let go of the memory of those that were checked. ``are_proven`` says
+    that a graph is with them, whose outputs were compared: an infinite value among them is one that it is to have.
 
     Raises:
         InputError: one is not an ordinary dense tensor, or holds NaN or infinity.
@@ -49,14 +54,14 @@ def check_values(
         raise DamagedFileError(f"its tensors show {shown} bytes in a file of {file_bytes}", needed=f"at most {allowed}")
     unreleased = 0
     for name, tensor in tensors.items():
-        _check_tensor(name, tensor)
+        _check_tensor(name, tensor, may_be_infinite=are_proven)
         unreleased += tensor.numel() * tensor.element_size()
         if release is not None and unreleased > _RELEASED_AFTER_BYTES:
             release()
             unreleased = 0
 
 
-def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+def _check_tensor(name: str, tensor: torch.Tensor, *, may_be_infinite: bool = False) -> None:
     shown = quoted(name)
     if tensor.is_meta:
         raise InputError(f"tensor {shown} is on the meta device and has no values")
@@ -67,8 +72,16 @@ def _check_tensor(name: str, tensor: torch.Tensor) -> None:
     if is_finite(tensor):
         return
     values = tensor if tensor.element_size() > 1 else tensor.to(torch.float32)
+    if not values.isnan().any() and (may_be_infinite or _is_mask(values)):
+        return
     bad = values.numel() - int(torch.isfinite(values).sum())
     raise InputError(
         f"tensor {shown} holds {bad} values of {values.numel()} that are NaN or infinite",
         hint="The weights were damaged in training; take an earlier checkpoint.",
     )
+
+
+def _is_mask(values: torch.Tensor) -> bool:
+    """Whether all values but infinite ones are one and the same, as in what attention adds to what it may not see."""
+    finite = values[values.isfinite()]
+    return bool(finite.numel()) and bool((finite == finite[0]).all())

@@ -111,13 +111,30 @@ def is_same_at(batch: int, free: Program, fixed: Program) -> bool:
 def is_same_for_one(program: Program, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether ``program`` gives for the first sample alone of a call what ``module`` does, as both are run.
 
-    torch takes every size that it frees for more than one, and so says nothing of a batch of one. Where the batch is
-    not free, or the module does not take a single sample, there is nothing to compare.
+    torch takes every size that it frees for more than one, and so says nothing of a batch of one. Inputs whose batches
+    may differ are also given one sample each alone. Where the batch is not free, or the module does not take a single
+    sample, there is nothing to compare.
     """
-    call = Call.of(args, kwargs)
-    if call is None or all(info.shape[0] is not None for info in program.inputs):
-        return True
-    args, kwargs = call.of_batch(1)
+    batches: dict[str, list[int]] = {}
+    for index, info in enumerate(program.inputs):
+        if info.shape and info.shape[0] is None:
+            batches.setdefault(info.same_as[0] if info.same_as and info.same_as[0] else info.name, []).append(index)
+    groups = list(batches.values())
+    alone = [[*group] for group in groups] if len(groups) > 1 else []
+    every = [index for group in groups for index in group]
+    return all(_is_same_of_one(program, module, args, kwargs, of_one) for of_one in [every, *alone] if of_one)
+
+
+def _is_same_of_one(
+    program: Program, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], of_one: list[int]
+) -> bool:
+    """Compare a call of which the tensors ``of_one``, by their place, have their first sample alone."""
+    places = iter(range(len(program.inputs)))
+
+    def first(leaf: Tensor) -> Tensor:
+        return leaf[:1] if next(places) in of_one else leaf
+
+    args, kwargs = pytree.tree_map_only(Tensor, first, (args, kwargs))
     with in_eval_mode(module), torch.no_grad(), quiet():
         try:
             expected = tensors_in(module(*args, **kwargs))

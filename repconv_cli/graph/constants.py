@@ -49,7 +49,7 @@ _JUMPS = {
     _aten.ceil.default, _aten.div.Scalar_mode, _aten.div.Tensor_mode, _aten.floor.default, _aten.floor_divide.default,
     _aten.floor_divide.Scalar, _aten.fmod.Scalar, _aten.fmod.Tensor, _aten.frac.default, _aten.heaviside.default,
     _aten.remainder.Scalar, _aten.remainder.Tensor, _aten.round.decimals, _aten.round.default, _aten.sgn.default,
-    _aten.sign.default, _aten.trunc.default,
+    _aten.sign.default, _aten.threshold.default, _aten.hardshrink.default, _aten.trunc.default,
 }  # fmt: skip
 
 

@@ -51,7 +51,14 @@ def in_place_form(node: fx.Node) -> Any:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or source.target not in _GIVES_NEW_MEMORY or len(source.users) > 1:
         return None
+    if node.target is aten.leaky_relu.default and len(node.args) > 1 and not _is_positive(node.args[1]):
+        # Of its result alone torch cannot tell what its gradient was.
+        return None
     return _IN_PLACE.get(node.target)
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, (int, float)) and number > 0
 
 
 def is_write(node: fx.Node) -> bool:

@@ -61,9 +61,15 @@ class _Workshop:
         self.unread: dict[str, Weight] = {}
         self.tensors: dict[str, Tensor] = {}
 
+    def _dtype(self, fusion: Fusion) -> torch.dtype | None:
+        """Return the type that a block's tensors are stored in: where the model has several, that of the block."""
+        own: torch.dtype = fusion.block.node.meta["dtype"]
+        return self.dtype if self.dtype is None or own == self.plan.program.dtype() else own
+
     def prove(self, fusion: Fusion) -> None:
         """Compute and certify one block."""
         made: dict[str, Weight] = {}
+        dtype = self._dtype(fusion)
         cast: dict[str, Tensor] = {}
         constants = self.plan.analysis.constants
 
@@ -74,7 +80,7 @@ class _Workshop:
             for key, tensor in made.items():
                 if isinstance(tensor, LazyWeight):
                     # The proof reads all of it.
-                    cast[key] = empty(tensor.shape, self.dtype or tensor.dtype)
+                    cast[key] = empty(tensor.shape, dtype or tensor.dtype)
                     proven[key] = tensor.casting(cast[key])
             return proven
 
@@ -84,9 +90,7 @@ class _Workshop:
             raise _BlockUnprovenError(fusion.block, failure.found) from failure
         constants.forget()
         self.unread.update(made)
-        cast |= {
-            key: tensor.to(self.dtype or tensor.dtype) for key, tensor in made.items() if isinstance(tensor, Tensor)
-        }
+        cast |= {key: tensor.to(dtype or tensor.dtype) for key, tensor in made.items() if isinstance(tensor, Tensor)}
         self.tensors |= cast
         for key, tensor in cast.items():
             if not is_finite(tensor):

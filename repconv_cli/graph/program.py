@@ -33,9 +33,17 @@ class InputInfo:
     same_as: tuple[str, ...] = ()
 
     def check(self, value: Any) -> None:
-        """Raise :class:`InputError` for an axis of another size than a fixed one, or below its smallest."""
-        if not isinstance(value, Tensor) or value.ndim != len(self.shape):
+        """Raise :class:`InputError` for a tensor of another kind or number of axes, or a size that is not taken."""
+        if not isinstance(value, Tensor):
             return
+        if value.ndim != len(self.shape):
+            raise InputError(
+                f"input {self.name} has {value.ndim} axes", needed=f"{len(self.shape)}, as when the graph was made"
+            )
+        if _kind(value.dtype) != _kind(self.dtype):
+            raise InputError(
+                f"input {self.name} is {value.dtype}", needed=f"{_kind(self.dtype)}, as when the graph was made"
+            )
         for axis, (size, fixed) in enumerate(zip(value.shape, self.shape, strict=True)):
             least = self.smallest[axis] if self.smallest else 1
             if fixed is not None and size != fixed:
@@ -50,6 +58,13 @@ class InputInfo:
                     needed=f"at least {least}",
                     hint="A smaller one does not fit the model's kernels, or takes another way through it.",
                 )
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """Return what a model may ask of a type: of one kind, another precision takes the same way through it."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return "floating" if dtype.is_floating_point else "complex"
+    return "true or false" if dtype == torch.bool else "whole numbers"
 
 
 Key = str | int | float | bool

@@ -18,7 +18,11 @@ from repconv_cli.graph.constants import Constants
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.rules import aten
 
-_ADAPTIVE_POOLS = {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
+_ADAPTIVE_POOLS = {
+    aten.adaptive_avg_pool1d.default: 1,
+    aten.adaptive_avg_pool2d.default: 2,
+    aten.adaptive_avg_pool3d.default: 3,
+}
 
 
 def spread_norms(program: Program, whole: Collection[str] = ()) -> tuple[Program, dict[str, tuple[str, ...]]]:
@@ -120,7 +124,8 @@ def _average_of(norm: fx.Node) -> fx.Node | None:
     ):
         return None
     if average.target in _ADAPTIVE_POOLS:
-        return average if len(average.meta["shape"]) == len(norm.meta["shape"]) else None
+        # Without an axis for samples, it would take that of the channels for one of positions.
+        return average if len(norm.meta["shape"]) == _ADAPTIVE_POOLS[average.target] + 2 else None
     if average.target is not aten.mean.dim:
         return None
     ndim, dims = len(norm.meta["shape"]), average.args[1]

@@ -162,6 +162,43 @@ def test_other_sizes_of_inputs_of_any_number_of_axes(shape: tuple[int, ...]) -> 
         assert all(sizes[-1] != sizes[-2] for sizes in found)
 
 
+KINDS: list[tuple[Callable[[Any, Tensor], Tensor], Tensor, Tensor, str]] = [
+    (lambda p, x: p.a(x[None] if x.ndim == 3 else x).softmax(1), noise(SQUARE)[0], noise(SQUARE[1:])[0], "3 axes"),
+    (lambda p, x: p.a(x / 9 if not x.is_floating_point() else x), torch.arange(512).view(SQUARE), noise(SQUARE)[0], ""),
+    (lambda p, x: p.a(x.float()), torch.ones(SQUARE, dtype=torch.bool), torch.arange(512).view(SQUARE), "int64"),
+]
+
+
+@pytest.mark.parametrize(("function", "example", "other", "told"), KINDS)
+def test_an_input_of_another_kind_is_refused_when_called(
+    function: Callable[[Any, Tensor], Tensor], example: Tensor, other: Tensor, told: str, tmp_path: Path
+) -> None:
+    module = randomised(Formula(function, a=conv(4, 4)))
+    repconv_cli.fuse(module, tmp_path / "out.safetensors", args=(example,))
+    model = repconv_cli.load(tmp_path / "out.safetensors")
+    with torch.no_grad():
+        assert torch.allclose(model(example), module(example), atol=1e-4)
+    with pytest.raises(InputError, match=f"input x .*{told}"):
+        model(other)
+
+
+@pytest.mark.parametrize("batches", [(4, 5), (4, 4)])
+def test_one_sample_of_one_input_alone_is_looked_at(batches: tuple[int, int], tmp_path: Path) -> None:
+    def forward(part: Any, both: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = both
+        query = part.layer(x) * (3 if x.shape[0] == 1 and y.shape[0] > 1 else 1)
+        return query @ part.layer(y).T  # type: ignore[no-any-return]
+
+    module = randomised(Formula(forward, layer=nn.Linear(6, 8)))
+    pair = tuple(noise((batch, 6))[0] for batch in batches)
+    repconv_cli.fuse(module, tmp_path / "out.safetensors", args=(pair,))
+    model = repconv_cli.load(tmp_path / "out.safetensors")
+    with torch.no_grad():
+        assert torch.allclose(model(pair), module(pair), atol=1e-5)
+    with pytest.raises(InputError, match="axis 0 has size 1"):
+        model((pair[0][:1], pair[1]))
+
+
 def test_a_number_of_a_fixed_size_is_a_number() -> None:
     module = randomised(Formula(lambda p, x: p.b(p.a(x) / x.shape[2]), a=conv(4, 4), b=conv(4, 4, 1)))
     program = trace(module, noise(SQUARE), may_vary=((True, False, False, False),))

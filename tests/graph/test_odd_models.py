@@ -95,6 +95,15 @@ AFTERWARDS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
     ("adaptive_max_pool1d", lambda y: functional.adaptive_max_pool1d(y.flatten(2), 3)),
     ("cosine_similarity", lambda y: functional.cosine_similarity(y, y.flip(2))),
     ("one_hot", lambda y: functional.one_hot(y.argmax(1), 4).float()),
+    ("gru_cell", lambda y: torch.gru_cell(y[:, :, 0, 0], y[:, :, 1, 1], *[torch.full((12, 4), 0.3)] * 2)),
+    ("lstm_cell", lambda y: torch.lstm_cell(y[:, :, 0, 0], [y[:, :, 1, 1]] * 2, *[torch.full((16, 4), 0.3)] * 2)[1]),
+    ("affine_grid", lambda y: functional.grid_sample(y, functional.affine_grid(y[:, :2, 0, :3].tanh(), [2, 4, 9, 9]))),
+    ("bilinear", lambda y: functional.bilinear(y, y.flip(3), torch.full((3, 8, 8), 0.3))),
+    ("softshrink", lambda y: functional.softshrink(y, 0.2)),
+    ("real_spectrum", lambda y: torch.fft.irfft2(torch.fft.rfft2(y, norm="ortho").exp(), norm="ortho")),
+    ("spectrum", lambda y: torch.fft.ifft2(torch.fft.fftshift(torch.fft.fft2(y))).real),
+    ("spectrum_by_parts", lambda y: torch.view_as_real(torch.fft.rfftn(y, dim=(2, 3))).sum(-1)),
+    ("by_a_power_of_a_size", lambda y: y * y.shape[2] ** -0.5),
     ("replication_pad3d", lambda y: functional.pad(y.unsqueeze(1), (1,) * 6, mode="replicate")),
 ]
 
@@ -118,7 +127,76 @@ def recogniser(layer: type[nn.RNNBase]) -> nn.Module:
     return randomised(Formula(forward, **parts))
 
 
-@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM])
+def test_a_complex_number_is_no_scale(tmp_path: Path) -> None:
+    module = made(lambda p, x: torch.fft.ifft2(torch.fft.fft2(p.b(p.a(x).mul(2))) * p.number).real)
+    module.number = nn.Parameter(torch.tensor([0.5 + 2j]))
+    assert_fuses(module, tmp_path / "out.safetensors", 1)
+
+
+@pytest.mark.parametrize(("body", "head"), [("float16", "float32"), ("float32", "float64"), ("float64", "float32")])
+def test_a_block_is_stored_in_its_own_type(body: str, head: str, tmp_path: Path) -> None:
+    """The types of the body, which has more weights, and of a block behind it."""
+    first, last = getattr(torch, body), getattr(torch, head)
+
+    def forward(p: Any, x: Tensor) -> Tensor:
+        return p.norm(p.head(p.body(x.to(first)).relu().to(last))).float()  # type: ignore[no-any-return]
+
+    module = randomised(Formula(forward, body=conv(4, 32), head=conv(32, 4), norm=nn.BatchNorm2d(4)))
+    module.body.to(first)
+    module.head.to(last)
+    module.norm.to(last)
+    if body == "float16":
+        with torch.no_grad():
+            module.head.weight.mul_(1e-2)
+    out = tmp_path / "out.safetensors"
+    result = repconv_cli.fuse(module, out, input=SHAPE)
+    assert result.verification is not None
+    assert (result.verification.verdict, len(result.blocks)) == ("pass", 1)
+    stored = repconv_cli.load(out).state_dict()
+    assert {tensor.dtype for tensor in stored.values()} == {first, last}
+    assert stored["head.weight"].dtype == last
+
+
+def test_a_norm_whose_channels_are_pooled_stays_before_the_pool(tmp_path: Path) -> None:
+    for pool, shape in ((nn.AdaptiveAvgPool1d(1), (4, 8)), (nn.AdaptiveAvgPool2d(1), (4, 8, 10))):
+        module = randomised(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(8), pool)).eval()
+        result = repconv_cli.fuse(module, tmp_path / "out.safetensors", input=shape, force=True)
+        assert result.verification is not None
+        assert result.verification.verdict == "pass"
+        x = noise(shape)[0]
+        with torch.no_grad():
+            torch.testing.assert_close(repconv_cli.load(tmp_path / "out.safetensors")(x), module(x))
+
+
+@pytest.mark.parametrize("slope", [-0.2, 0.0, 0.1])
+def test_a_loaded_model_with_any_slope_can_be_trained(slope: float, tmp_path: Path) -> None:
+    module = made(lambda p, x: functional.leaky_relu(p.a(x), slope))
+    repconv_cli.fuse(module, tmp_path / "out.safetensors", input=SHAPE)
+    for net, x in ((repconv_cli.load(tmp_path / "out.safetensors"), noise(SHAPE)[0]), (module, noise(SHAPE)[0])):
+        x.requires_grad_()
+        net(x).square().sum().backward()
+        assert x.grad is not None
+        if net is not module:
+            found = x.grad
+    torch.testing.assert_close(found, x.grad)
+
+
+def test_a_mask_of_minus_infinity_is_written_and_read_back(tmp_path: Path) -> None:
+    def causal(p: Any, x: Tensor, mask: Tensor) -> Tensor:
+        rows = p.b(p.a(x).mul(2).relu()).flatten(1, 2)
+        y: Tensor = (rows @ rows.mT * 0.1 + mask).softmax(-1) @ rows
+        return y
+
+    def forward(p: Any, x: Tensor) -> Tensor:
+        return causal(p, x, torch.full((32, 32), float("-inf")).triu(1))
+
+    assert_fuses(made(forward), tmp_path / "made.safetensors", 1)
+    module = made(lambda p, x: causal(p, x, p.mask))
+    module.register_buffer("mask", torch.full((32, 32), float("-inf")).triu(1))
+    assert_fuses(module, tmp_path / "held.safetensors", 1)
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])
 def test_a_recurrent_layer_behind_convolutions(layer: type[nn.RNNBase], tmp_path: Path) -> None:
     assert_fuses(recogniser(layer), tmp_path / "out.safetensors", 1)
 

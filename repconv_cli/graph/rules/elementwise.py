@@ -134,6 +134,8 @@ def _per_channel(call: Call, operand: Any) -> tuple[int | None, Tensor | float] 
     value = call.number_or_tensor(operand)
     if value is None or isinstance(value, float):
         return None if value is None else (None, value)
+    if value.is_complex():
+        return None
     ndim = call.ndim
     full = value.reshape((1,) * (ndim - value.ndim) + tuple(value.shape))
     varying = [i for i, size in enumerate(full.shape) if size > 1 and bool((full != full.narrow(i, 0, 1)).any())]
