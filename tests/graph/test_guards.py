@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from repconv_cli.errors import InputError
+from repconv_cli.graph.bounds import lower_bounds
 from repconv_cli.graph.fuse import fuse_program
 from repconv_cli.graph.guards import conditions
 from repconv_cli.graph.plan import count_ops
@@ -39,6 +45,18 @@ def size(axis: int) -> str:
         (f"({size(2)} // 8) != 1", {("x", 2): 16}),
         (f"{size(2)} != 8", {("x", 2): 9}),
         (f"4*{size(0)}*((-2) + {size(2)})*({size(3)} // 2) >= 2", {("x", 2): 3, ("x", 3): 3}),
+        (f"{size(2)} + {size(3)} >= 7", {("x", 2): 4, ("x", 3): 4}),
+        (f"{size(2)}*{size(3)} != {size(3)}", {("x", 2): 2, ("x", 3): 2}),
+        (f"(1 + {size(3)} // 4) < (1 + {size(3)} // 4)*(1 + {size(2)} // 4)", {("x", 2): 4, ("x", 3): 4}),
+        (f"(3 % (3*(1 + ((-1) + {size(3)}) // 8)*(1 + ((-1) + {size(2)}) // 8))) != 0", {("x", 2): 9, ("x", 3): 9}),
+        (
+            f"((2 + 2*({size(2)} // 4)) % ((1 + {size(3)} // 4)*(2 + 2*({size(2)} // 4)))) != 0",
+            {("x", 2): 4, ("x", 3): 4},
+        ),
+        (f"({size(0)}*(8*{size(2)} + 4*{size(3)}**2)) % (4*{size(0)}) == 0", {}),
+        (f"(16*{size(2)} + 16*{size(2)}*{size(3)}) % (4*{size(2)} + 4*{size(2)}*{size(3)}) == 0", {}),
+        (f"2*{size(2)} + {size(3)} == {size(2)} + {size(3)} + {size(2)}", {}),
+        (f"{size(2)}**2 - 10*{size(2)} > 0", {("x", 2): 11}),
         (f"{size(0)} >= 2", {}),
         (f"2*{size(0)} != 1", {}),
         (f"torch.sym_max(1, (-2) + {size(2)})*torch.sym_max(1, {size(3)} // 2) != 1", {("x", 2): 4, ("x", 3): 4}),
@@ -59,18 +77,25 @@ def test_a_condition_that_ties_no_size_gives_its_bounds(guard: str, bounds: dict
         f"2*{size(0)} == L['y'].size()[0]",
         f"{size(2)} <= 8",
         f"{size(2)} >= {size(3)}",
-        f"{size(2)} + {size(3)} >= 7",
         f"8 - {size(2)} >= 3",
         f"(-1)*{size(2)} >= -9",
         f"{size(2)} % 4 >= 3",
         f"({size(2)} % 2) != 1",
+        f"({size(2)} % {size(3)}) != 0",
+        f"(3 % ({size(2)} % 7)) != 0",
+        f"(4*{size(2)} + 2) % (4*{size(2)}) == 0",
+        f"(6*{size(2)} + 4) % (4*{size(2)} + 4) == 0",
+        f"{size(2)} % 1.5 == 0",
+        f"{size(2)}**{size(3)} > 1",
+        f"{size(2)} is {size(2)}",
+        f"{size(2)} >= 4097",
+        f"0 % ({size(2)}*{size(3)}) != 0",
         f"({size(0)} % 3) != 0",
         f"({size(0)} // 4) != 1",
         f"{size(2)} + (-1)*{size(3)} >= 1",
         f"{size(2)} - {size(3)} != 1",
         f"(16 // {size(2)}) >= 1",
         f"torch.sym_max(1, 8 - {size(2)}) != 1",
-        f"(3 + (-1)*{size(2)}) * {size(2)} != 0",
         f"{size(0)} != 4",
         "L['other'].size()[2] >= 3",
         f"{size(0)} >= 3",
@@ -80,6 +105,36 @@ def test_a_condition_that_ties_no_size_gives_its_bounds(guard: str, bounds: dict
 )
 def test_any_other_condition_ties_the_sizes(guard: str) -> None:
     assert conditions([guard], ["x"]).tied == [guard]
+
+
+TERMS = st.recursive(
+    st.sampled_from(["H", "W", "1", "2", "3", "7"]),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["+", "-", "*"]), inner).map("({0[0]} {0[1]} {0[2]})".format),
+        st.tuples(inner, st.integers(1, 5)).map("({0[0]} // {0[1]})".format),
+        st.tuples(st.sampled_from(["max", "min"]), inner, inner).map("torch.sym_{0[0]}({0[1]}, {0[2]})".format),
+        st.tuples(inner, st.integers(0, 2)).map("({0[0]}**{0[1]})".format),
+    ),
+    max_leaves=8,
+)
+CONDITIONS = st.one_of(
+    st.tuples(TERMS, st.sampled_from([">=", ">", "<", "<=", "!=", "=="]), TERMS).map(" ".join),
+    st.tuples(TERMS, st.sampled_from(["%"]), TERMS, st.sampled_from(["== 0", "!= 0"])).map(" ".join),
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(CONDITIONS)
+def test_what_is_said_to_hold_does_at_every_size(condition: str) -> None:
+    names = {"H": size(2), "W": size(3)}
+    bounds = lower_bounds(ast.parse(re.sub("[HW]", lambda found: names[found[0]], condition), mode="eval").body)
+    if bounds is None:
+        return
+    least = max(bounds.values(), default=1)
+    values = [least, least + 1, least + 2, least + 5, least + 11, 4 * least + 3]
+    for height, width in itertools.product(values, values):
+        code = condition.replace("torch.sym_", "")
+        assert eval(code, {"H": height, "W": width, "max": max, "min": min}), (height, width)  # noqa: S307 - of our own making
 
 
 def test_what_the_example_itself_is_too_small_for_ties_it() -> None:
