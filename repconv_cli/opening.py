@@ -250,7 +250,7 @@ def own_example(module: nn.Module, options: Options) -> Example | None:
     tensors = read_inputs(options.inputs)
     names = inspect.signature(module.forward).parameters
     if set(tensors) <= set(names):
-        return Example.of((), tensors)
+        return Example.of(*_by_place(names, tensors))
     known = ", ".join(names)
     if all(name.startswith(("arr_", "input_")) for name in tensors):
         return Example.of(tuple(tensors.values()), {})
@@ -260,6 +260,18 @@ def own_example(module: nn.Module, options: Options) -> Example | None:
         where=quoted(options.inputs, limit=200),
         needed=f"names among {known}, or arr_0, arr_1, … for inputs by their order",
     )
+
+
+def _by_place(
+    parameters: Mapping[str, inspect.Parameter], tensors: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Return (args, kwargs): the first parameters by place as far as they are given, as a model is mostly called."""
+    left, args = dict(tensors), []
+    for name, parameter in parameters.items():
+        if name not in left or parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            break
+        args.append(left.pop(name))
+    return tuple(args), left
 
 
 def _example(opened: Opened, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, most: int) -> Example:

@@ -122,6 +122,10 @@ class Structure:
             parts = list(value)
         return [leaf for child, part in zip(self.children, parts, strict=True) for leaf in child.flatten(part)]
 
+    def count(self) -> int:
+        """Return the number of leaves."""
+        return (self.kind == "leaf") + sum(child.count() for child in self.children)
+
     def unflatten(self, leaves: Iterator[Any]) -> Any:
         """Return the nested value whose leaves come from ``leaves``."""
         if self.kind == "leaf":
@@ -172,6 +176,35 @@ class Program:
     def samples(self) -> int:
         """Return how many samples the traced example holds: by this, counts are divided to be those of one."""
         return next((info.example[0] for info in self.inputs if len(info.example) > 1), 1)
+
+    def arranged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return a call as the graph has it: inputs by place may be given by their names, a single one by either.
+
+        Raises :class:`InputError` where inputs are missing, or others are given.
+        """
+        if len(args) == len(self.arguments.children) and kwargs.keys() == set(self.keywords.keys):
+            return args, kwargs
+        names = self._places()
+        left = dict(kwargs)
+        if not names and len(args) == len(self.keywords.keys) == 1 and not kwargs:
+            return (), dict(zip(map(str, self.keywords.keys), args, strict=True))
+        for name in names[len(args) :]:
+            if name not in left:
+                break
+            args = (*args, left.pop(name))
+        if len(args) != len(names) or left.keys() != set(self.keywords.keys):
+            given = ", ".join([f"{len(args)} by place", *(f"{key}=" for key in left)])
+            needed = [*names, *(f"{key}=" for key in self.keywords.keys)]
+            raise InputError(f"called with {given}", needed=f"({', '.join(needed)})")
+        return args, left
+
+    def _places(self) -> list[str]:
+        """Return the names of the inputs by place; of one that holds several, what no keyword is called."""
+        infos, names = iter(self.inputs), []
+        for index, child in enumerate(self.arguments.children):
+            leaves = [next(infos) for _ in range(child.count())]
+            names.append(leaves[0].name if child.kind == "leaf" else f"{child.kind} {index}")
+        return names
 
     def check(self, leaves: list[Any]) -> None:
         """Raise :class:`InputError` for inputs of sizes that the graph does not hold for."""
@@ -300,6 +333,7 @@ class ProgramModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs, nested as the original model nests them."""
         program = self.held_program
+        args, kwargs = program.arranged(args, kwargs)
         leaves = program.arguments.flatten(args) + program.keywords.flatten(kwargs)
         program.check(leaves)
         tensors = [getattr(holder, name) for holder, name in self.__dict__["_repconv_places"]]

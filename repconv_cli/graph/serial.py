@@ -266,13 +266,9 @@ def _structure(spec: StructureSpec, depth: int = 0) -> Structure:
     )
 
 
-def _count_leaves(structure: Structure) -> int:
-    return (structure.kind == "leaf") + sum(_count_leaves(child) for child in structure.children)
-
-
 def _check_leaves(program: Program, results: int) -> None:
-    inputs = _count_leaves(program.arguments) + _count_leaves(program.keywords)
-    if inputs != len(program.inputs) or _count_leaves(program.outputs) != results:
+    inputs = program.arguments.count() + program.keywords.count()
+    if inputs != len(program.inputs) or program.outputs.count() != results:
         raise InputError("its graph's inputs or outputs do not match how it says that they nest")
     if program.arguments.kind != "tuple" or program.keywords.kind != "dict":
         raise InputError("its graph's arguments are no tuple and dict")

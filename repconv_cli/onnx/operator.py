@@ -5,6 +5,7 @@ The runs are for the float64 yardstick alone. They are not needed for a proof: a
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from repconv_cli.onnx.values import DOUBLE, DOUBLED, from_numpy, to_numpy
 
 if TYPE_CHECKING:
     from onnx import NodeProto
+    from onnx.reference import ReferenceEvaluator
 
 # Those that the reference computes on whole arrays, in any floating type. It loops over values for the others.
 _NAMES = """
@@ -29,6 +31,7 @@ Slice Softmax Softplus Softsign SpaceToDepth Split SplitToSequence Sqrt Squeeze 
 Tile TopK Transpose Trilu Unsqueeze Where Xor
 """
 _RUNNABLE = frozenset(_NAMES.split())
+_FLATTENING = frozenset(["Softmax", "LogSoftmax", "Hardmax"])
 # What they give depends on which of two values is larger: rounding alone may change it altogether.
 CHOICES = frozenset(["TopK", "ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Unique", "Hardmax"])
 RANDOM = frozenset(
@@ -62,21 +65,38 @@ class OnnxOperator:
         """Return its one output, or the tuple of them; operands that are left out are None."""
         if self.pinned is not None:
             return self.pinned[0] if len(self.pinned) == 1 else self.pinned
-        if not self.is_runnable:
+        if not self.is_runnable or self._flattens(operands):
             raise NotRunnableError(f"operator {self.__name__} cannot be run in float64")
-        from onnx.reference import ReferenceEvaluator
-
         feed = {
             name: to_numpy(value)
             for name, value in zip(self.node.input, operands, strict=False)
             if name and value is not None
         }
         try:
-            evaluator = ReferenceEvaluator(_doubled(self.node), opsets={"": self.opset})
-            found = tuple(from_numpy(value) for value in evaluator.run(None, feed))
+            given = dict(zip(self._reference.output_names, self._reference.run(None, feed), strict=True))
+            found = tuple(from_numpy(given[name]) if name else None for name in self.node.output)
         except Exception as error:
             raise NotRunnableError(f"operator {self.__name__} cannot be run in float64") from error
         return found[0] if len(found) == 1 else found
+
+    def _flattens(self, operands: tuple[Any, ...]) -> bool:
+        """Whether it joins the axes from its own on, as a softmax did before version 13; the reference does not."""
+        if self.opset >= 13 or self.node.op_type not in _FLATTENING:
+            return False
+        axis = next((attribute.i for attribute in self.node.attribute if attribute.name == "axis"), 1)
+        return bool(axis % operands[0].ndim != operands[0].ndim - 1)
+
+    @cached_property
+    def _reference(self) -> ReferenceEvaluator:
+        """The operator alone as a model: of a node by itself, ONNX's reference runs the newest version there is."""
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        names = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(filter(None, self.node.input))]
+        outputs = [onnx.ValueInfoProto(name=name) for name in self.node.output if name]
+        graph = onnx.helper.make_graph([_doubled(self.node)], "operator", names, outputs)
+        opset = onnx.helper.make_opsetid("", self.opset)
+        return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[opset]))
 
 
 def _doubled(node: NodeProto) -> NodeProto:

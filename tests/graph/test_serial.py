@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -72,6 +74,48 @@ def test_keyword_inputs_and_dict_outputs_survive_the_round_trip() -> None:
     expected = ProgramModule(program)(x, other=other)
     assert found.keys() == {"left", "pair"}
     assert torch.equal(found["pair"][0], expected["pair"][0])
+
+
+class Conditioned(nn.Module):
+    """A map and a step that it is at, with something to add that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(4, 4), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, step: Tensor, *, more: Tensor | None = None) -> Tensor:
+        y: Tensor = self.a(x) + self.b(step)[..., None, None]
+        return y if more is None else y + more
+
+
+def test_inputs_by_place_may_be_given_by_their_names(tmp_path: Path) -> None:
+    module, (x, step) = randomised(Conditioned()), noise(SHAPE, (2, 3))
+    np.savez(tmp_path / "given.npz", step=step.numpy(), more=x.numpy(), x=x.numpy())
+    repconv_cli.fuse(module, tmp_path / "out", inputs=tmp_path / "given.npz")
+    model, expected = repconv_cli.load(tmp_path / "out"), module(x, step, more=x)
+    for args, kwargs in (
+        ((x, step), {"more": x}),
+        ((x,), {"more": x, "step": step}),
+        ((), {"step": step, "x": x, "more": x}),
+    ):
+        torch.testing.assert_close(model(*args, **kwargs), expected, rtol=1e-4, atol=1e-4)
+    wrong: list[tuple[tuple[Tensor, ...], dict[str, Tensor]]] = [
+        ((x, step, x), {}),
+        ((x, step), {}),
+        ((x,), {"more": x}),
+        ((x, step), {"x": x, "more": x}),
+        ((), {}),
+    ]
+    for args, kwargs in wrong:
+        with pytest.raises(InputError, match=re.escape("(x, step, more=)")):
+            model(*args, **kwargs)
+
+
+def test_a_single_input_by_name_may_be_given_by_its_place(tmp_path: Path) -> None:
+    module, (x,) = randomised(nn.Sequential(conv(4, 4))), noise(SHAPE)
+    repconv_cli.fuse(module, tmp_path / "out", kwargs={"input": x})
+    model = repconv_cli.load(tmp_path / "out")
+    assert torch.equal(model(x), model(input=x))
 
 
 def test_dicts_keep_the_kind_of_their_keys(tmp_path: Path) -> None:
