@@ -12,6 +12,8 @@ from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.transformers_models import load_renamed
 from repconv_cli.errors import InputError
 
+_COUNTER = "num_batches_tracked"
+
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefixes: Sequence[str] = ()) -> tuple[str, ...]:
     """Load ``tensors`` into ``module`` strictly, the module taking the dtype that the weights have.
@@ -26,6 +28,11 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefixes: Sequen
     own = module.state_dict()
     tensors = _with_names_of(own, tensors, prefixes, notes)
     missing, unexpected = _trouble(module, own, tensors)
+    if missing and (inside := _inside(own, tensors)) is not None:
+        prefix, tensors = inside
+        others = [key for key in unexpected if not key.startswith(prefix)]
+        notes.append(f"the weights are those under {prefix!r}; {len(others)} others were left out ({_some(others)})")
+        missing, unexpected = _trouble(module, own, tensors)
     if missing or unexpected:
         renamed = load_renamed(module, tensors)
         if renamed is None:
@@ -64,11 +71,30 @@ def _with_names_of(
     return best
 
 
+def _inside(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]] | None:
+    """Return the one prefix under which all of the module's own names are, and what is there by these names.
+
+    None where there is none, or another one as well: which of two models is meant, only the user can say.
+    """
+    needed = {key for key in own if not key.endswith(_COUNTER)}
+    if not needed:
+        return None
+    first = min(needed)
+    prefixes = {key.removesuffix(first) for key in tensors if key.endswith(f".{first}")}
+    found = [prefix for prefix in prefixes if all(prefix + key in tensors for key in needed)]
+    if len(found) != 1:
+        return None
+    inside = {key.removeprefix(found[0]): value for key, value in tensors.items() if key.startswith(found[0])}
+    return found[0], inside
+
+
 def _trouble(module: nn.Module, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
     """Return the names that are missing, but for those tied to one that is there, and those that have no place."""
     places = {name: id(value) for name, value in _all_tensors(module)}
     filled = {places[key] for key in tensors if key in places}
     missing = [key for key in own if key not in tensors and places.get(key) not in filled]
+    # Files of old versions of torch, and some converters, have none; nothing reads them but training.
+    missing = [key for key in missing if not key.endswith(_COUNTER)]
     unexpected = [key for key in tensors if key not in own and key not in places]
     return missing, unexpected
 

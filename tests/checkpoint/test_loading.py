@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 import repconv_cli
+from repconv_cli.errors import InputError
 
 
 def test_tied_weights_that_a_file_holds_once_have_their_place(tmp_path: Path) -> None:
@@ -66,3 +68,60 @@ def test_a_prefix_that_the_architecture_has_itself_stays(tmp_path: Path) -> None
     result = repconv_cli.inspect(tmp_path / "w.pt", arch=f"{tmp_path / 'arch.py'}:make", input=(1, 3, 5, 5))
     told = " ".join(result.source.notes)
     assert "the architecture's own names begin with 'model.', which therefore stayed" in told
+
+
+PLAIN = """
+from torch import nn
+def make():
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+"""
+
+
+def plain(tmp_path: Path) -> tuple[str, nn.Module]:
+    (tmp_path / "arch.py").write_text(PLAIN)
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    module[1].running_mean.normal_()
+    return f"{tmp_path / 'arch.py'}:make", module
+
+
+def assert_same(module: nn.Module, path: Path) -> None:
+    x = torch.rand(2, 3, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(repconv_cli.load(path)(x), module(x))
+
+
+def test_counters_of_batches_need_not_be_there(tmp_path: Path) -> None:
+    arch, module = plain(tmp_path)
+    weights = {key: value for key, value in module.state_dict().items() if not key.endswith("num_batches_tracked")}
+    torch.save(weights, tmp_path / "w.pt")
+    repconv_cli.fuse(tmp_path / "w.pt", tmp_path / "o.safetensors", arch=arch, input=(1, 3, 5, 5))
+    assert_same(module, tmp_path / "o.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model.backbone."])
+@pytest.mark.parametrize("counters", [True, False])
+def test_a_model_beside_other_tensors_is_found_by_its_names(tmp_path: Path, prefix: str, counters: bool) -> None:
+    arch, module = plain(tmp_path)
+    weights = {prefix + key: value for key, value in module.state_dict().items() if counters or "batches" not in key}
+    weights |= {"loss.weight": torch.ones(2), "metric.total": torch.tensor(3)}
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "w.ckpt")
+    result = repconv_cli.fuse(tmp_path / "w.ckpt", tmp_path / "o.safetensors", arch=arch, input=(1, 3, 5, 5))
+    told = f"the weights are those under {prefix!r}; 2 others were left out (loss.weight, metric.total)"
+    assert told in result.source.notes
+    assert_same(module, tmp_path / "o.safetensors")
+
+
+def test_of_two_models_in_one_file_none_is_taken(tmp_path: Path) -> None:
+    arch, module = plain(tmp_path)
+    weights = {part + key: value for part in ("student.", "teacher.") for key, value in module.state_dict().items()}
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"missing .* unexpected .*student\."):
+        repconv_cli.fuse(tmp_path / "w.pt", tmp_path / "o.safetensors", arch=arch, input=(1, 3, 5, 5))
+
+
+def test_what_is_under_the_prefix_and_has_no_place_is_told(tmp_path: Path) -> None:
+    arch, module = plain(tmp_path)
+    weights = {f"net.{key}": value for key, value in module.state_dict().items()} | {"net.head.bias": torch.ones(3)}
+    torch.save(weights | {"loss.weight": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"architecture: 1 unexpected \(head\.bias\)"):
+        repconv_cli.fuse(tmp_path / "w.pt", tmp_path / "o.safetensors", arch=arch, input=(1, 3, 5, 5))
