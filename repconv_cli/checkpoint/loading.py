@@ -94,7 +94,7 @@ def _trouble(module: nn.Module, own: dict[str, Tensor], tensors: dict[str, Tenso
     filled = {places[key] for key in tensors if key in places}
     missing = [key for key in own if key not in tensors and places.get(key) not in filled]
     # Files of old versions of torch, and some converters, have none; nothing reads them but training.
-    missing = [key for key in missing if not key.endswith(_COUNTER)]
+    missing = [] if all(key.endswith(_COUNTER) for key in missing) else missing
     unexpected = [key for key in tensors if key not in own and key not in places]
     return missing, unexpected
 

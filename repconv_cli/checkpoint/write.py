@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from repconv_cli.checkpoint.quoting import quoted
 from repconv_cli.checkpoint.writing import Writing
-from repconv_cli.errors import OutputError, RepconvError
+from repconv_cli.errors import EXIT_TERMINATED, OutputError, RepconvError
 from repconv_cli.quantities import age_of, size_of
 
 if TYPE_CHECKING:
@@ -230,14 +230,14 @@ def _flush_folder(folder: Path) -> None:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Turn SIGTERM into ``SystemExit(143)`` while writing, unless the program handles it itself."""
+    """Turn SIGTERM into ``SystemExit(EXIT_TERMINATED)`` while writing, unless the program handles it itself."""
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    def leave(_: int, __: FrameType | None) -> None:
+        raise SystemExit(EXIT_TERMINATED)
 
     signal.signal(signal.SIGTERM, leave)
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import typer
@@ -15,7 +16,7 @@ from rich.text import Text
 from repconv_cli.cli.options import Showing
 from repconv_cli.cli.page import Page
 from repconv_cli.cli.progress import Progress
-from repconv_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, RepconvError
+from repconv_cli.errors import EXIT_BUG, EXIT_CANNOT_RUN, EXIT_INTERRUPTED, EXIT_TERMINATED, InputError, RepconvError
 from repconv_cli.report.as_json import error_json, result_json
 from repconv_cli.report.terminal import Report
 from repconv_cli.report.words import lines, plain
@@ -45,21 +46,45 @@ def run_command(
             for page in pages:
                 progress("Reporting", 0, 0)
                 page.write(result, options)
-        _print(result, showing, options)
-        code = result.exit_code(showing.strict)
+        is_told = _tell(lambda: _print(result, showing, options))
+        code = result.exit_code(showing.strict) if is_told else EXIT_CANNOT_RUN
     except RepconvError as error:
         code = error.exit_code
         _fail(error, showing)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
         _say("interrupted; nothing was written")
-    except (BrokenPipeError, SystemExit):
-        raise
+    except SystemExit as error:
+        if error.code == EXIT_TERMINATED:
+            raise
+        told = "" if error.code is None else error.code
+        ended = InputError(
+            f"the model's own code ended the program: sys.exit({told})",
+            hint="Give an --arch file that only makes the model.",
+        )
+        code = ended.exit_code
+        _fail(ended, showing)
     except Exception as error:  # noqa: BLE001 - the boundary: a bug of ours must not look like a mismatch
         code = EXIT_BUG
         bug = RepconvError(f"internal error: {type(error).__name__}: {error}", hint="Please report it, with --debug.")
         _fail(bug, showing)
     raise typer.Exit(code)
+
+
+def _tell(write: Callable[[], object]) -> bool:
+    """Let ``write`` write to stdout; return whether it could, or whoever read it has what they wanted of it."""
+    try:
+        write()
+        sys.stdout.flush()
+    except (OSError, SystemExit) as error:
+        # Of a pipe that was closed, rich makes the end of the program.
+        with suppress(OSError, ValueError):
+            # Python would try once more with what is left, and end with a code of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            _say(f"the report cannot be written to stdout ({error.strerror})")
+            return False
+    return True
 
 
 def _print(result: Result, showing: Showing, options: tuple[str, ...]) -> None:
@@ -77,7 +102,7 @@ def _print(result: Result, showing: Showing, options: tuple[str, ...]) -> None:
 
 def _fail(error: RepconvError, showing: Showing) -> None:
     if showing.json:
-        sys.stdout.write(error_json(error) + "\n")
+        _tell(lambda: sys.stdout.write(error_json(error) + "\n"))
     if showing.debug:
         traceback.print_exc()
     if not sys.stderr.isatty():

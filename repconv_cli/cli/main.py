@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from repconv_cli.cli.bench import bench
 from repconv_cli.cli.fuse import fuse
 from repconv_cli.cli.inspect import inspect
 from repconv_cli.cli.verify import verify
+from repconv_cli.errors import EXIT_INTERRUPTED
 from repconv_cli.threads import wait_without_spinning
 
 app = typer.Typer(
@@ -60,6 +61,26 @@ def main(
     del version
 
 
+# What typer takes a wrong option for, whichever version of click it carries.
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+
+def _call() -> int:
+    """Return the exit code of the command that was asked for."""
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except _UsageError as error:
+        error.show()
+        if "--json" in sys.argv:
+            from repconv_cli.errors import InputError
+            from repconv_cli.report.as_json import error_json
+
+            sys.stdout.write(error_json(InputError(error.format_message())) + "\n")
+        return int(error.exit_code)
+    except typer.Abort:
+        return EXIT_INTERRUPTED
+
+
 def run() -> None:
     """Run the command line."""
     return_large_blocks()
@@ -70,7 +91,7 @@ def run() -> None:
         # A terminal that cannot show × or → must not end the program.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        app()
+        sys.exit(_call())
     finally:
         # Python's last collections would walk over all that torch and a model library hold, for more than a second in
         # which the command has said all it has to say.

@@ -226,3 +226,58 @@ def test_threads_of_a_command_wait_without_spinning_but_those_that_are_timed() -
             [sys.executable, "-c", told, command, "--help"], capture_output=True, text=True, env=environment, check=True
         )
         assert done.stdout.splitlines()[-1] == f"policy {policy}"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_report_that_finds_no_room_is_an_error_of_its_own(options: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "repconv_cli", "inspect", SAMPLES["repvgg_digits.pt"].path, *INPUT, *options],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=child_environment(),
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: the report cannot be written to stdout (No space left on device)"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_whoever_closes_the_pipe_ends_nothing(options: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "repconv_cli", "inspect", SAMPLES["repvgg_digits.pt"].path, *INPUT, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment()) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        said = child.stderr.read().decode()
+    assert child.returncode == 0
+    assert "error" not in said.lower()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fuse", "s.pt"),
+        ("fuse", "s.pt", "o.safetensors", "--bogus"),
+        ("inspect", "s.pt", "--samples", "0"),
+        ("nothing",),
+    ],
+)
+def test_wrong_usage_is_one_document_too(arguments: tuple[str, ...]) -> None:
+    done = run_process("-m", "repconv_cli", *arguments, "--json")
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["exit_code"] == 2
+    assert error["found"]
+    assert error["found"] in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(("code", "told"), [("3", "sys.exit(3)"), ("", "sys.exit()"), ("'no GPU'", "sys.exit(no GPU)")])
+def test_a_model_that_ends_the_program_is_told(code: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "arch.py").write_text(f"import sys\ndef make():\n    sys.exit({code})\n")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "w.pt")
+    arch = f"{tmp_path / 'arch.py'}:make"
+    done = run_process("-m", "repconv_cli", "inspect", tmp_path / "w.pt", "--arch", arch, "--json")
+    assert done.returncode == 2
+    assert told in json.loads(done.stdout)["error"]["found"]
+    assert told in done.stderr.splitlines()[-1]
