@@ -40,7 +40,7 @@ class Architecture:
 
 
 def make_architecture(arch: str) -> Architecture:
-    """Return the module that ``arch`` names, in one of the ``FORMS``; options follow a library's name with commas.
+    """Return the module that ``arch`` names, in one of the ``FORMS``; options follow a name with commas.
 
     This runs the code of that file or library, which is the user's own choice; nothing of a checkpoint is run.
 
@@ -59,7 +59,8 @@ def make_architecture(arch: str) -> Architecture:
         place, _, name = arch.rpartition(":")
         if not place or not name:
             raise InputError(f"--arch {quoted(arch)}", needed=FORMS)
-        return _checked(arch, Architecture(_from_file(Path(place), name)()))
+        name, *options = name.split(",")
+        return _checked(arch, Architecture(_from_file(Path(place), name)(**_options(options, is_own=True))))
     except RepconvError:
         raise
     except Exception as error:
@@ -133,20 +134,27 @@ def _checked(arch: str, made: Architecture) -> Architecture:
 def _hint(library: str) -> str:
     if library in ("timm", "torchvision", "ultralytics"):
         return f"Options follow the name, such as {library}:NAME,num_classes=10."
-    return "The callable must take no arguments and return an nn.Module."
+    return "The callable must return an nn.Module. Options follow its name, such as net.py:make,width=8."
 
 
-def _options(texts: list[str]) -> dict[str, Any]:
-    """Return what ``key=value`` texts say; a value is a number, true, false or null, and a text otherwise."""
+_CONSTANTS = {"True": True, "False": False, "None": None}
+
+
+def _options(texts: list[str], *, is_own: bool = False) -> dict[str, Any]:
+    """Return what ``key=value`` texts say; a value is a number, true, false or none, and a text otherwise.
+
+    A library would fetch weights for some keys, code of the user's own (``is_own``) does as it likes.
+    """
     options: dict[str, Any] = {}
     for text in texts:
         key, _, value = text.partition("=")
-        if not _OPTION.fullmatch(key) or not value or key.startswith(("pretrained", "checkpoint", "weights")):
+        fetches = not is_own and key.startswith(("pretrained", "checkpoint", "weights"))
+        if not _OPTION.fullmatch(key) or not value or fetches:
             raise InputError(
                 f"the option {quoted(text)} after the architecture", needed="key=value, such as num_classes=10"
             )
         try:
-            options[key] = json.loads(value.lower() if value in ("True", "False", "None") else value)
+            options[key] = _CONSTANTS[value] if value in _CONSTANTS else json.loads(value)
         except ValueError:
             options[key] = value
     return options
@@ -169,7 +177,11 @@ def _from_file(path: Path, name: str) -> Any:
     finally:
         sys.path.pop(0)
     found = getattr(module, name, None)
-    if not callable(found):
+    if found is not None and not callable(found):
+        raise InputError(
+            f"--arch: {quoted(name)} in {quoted(str(path))} is a {type(found).__name__}", needed="a callable"
+        )
+    if found is None:
         raise InputError(f"--arch: {quoted(str(path))} has no callable {quoted(name)}{near(name, dir(module))}")
     return found
 

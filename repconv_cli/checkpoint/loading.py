@@ -28,17 +28,19 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], prefixes: Sequen
     own = module.state_dict()
     tensors = _with_names_of(own, tensors, prefixes, notes)
     missing, unexpected = _trouble(module, own, tensors)
+    if missing or unexpected:
+        renamed = load_renamed(module, tensors)
+        if renamed is not None:
+            notes.append("older names were changed by the rules of transformers")
+            tensors, missing, unexpected = renamed, [], []
     if missing and (inside := _inside(own, tensors)) is not None:
         prefix, tensors = inside
         others = [key for key in unexpected if not key.startswith(prefix)]
-        notes.append(f"the weights are those under {prefix!r}; {len(others)} others were left out ({_some(others)})")
+        left_out = f"; {len(others)} others were left out ({_some(others)})" if others else ""
+        notes.append(f"the weights are those under {prefix!r}{left_out}")
         missing, unexpected = _trouble(module, own, tensors)
     if missing or unexpected:
-        renamed = load_renamed(module, tensors)
-        if renamed is None:
-            raise InputError("the weights do not belong to this architecture: " + _key_trouble(missing, unexpected))
-        notes.append("older names were changed by the rules of transformers")
-        tensors = renamed
+        raise InputError("the weights do not belong to this architecture: " + _key_trouble(missing, unexpected))
     wrong = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
     if wrong:
         raise _wrong_shape(module, own, tensors, wrong)

@@ -35,6 +35,23 @@ def test_options_follow_the_name_of_a_model() -> None:
     assert (type(yolo).__name__, yolo.model[-1].nc) == ("DetectionModel", 3)
 
 
+def test_options_follow_a_callable_of_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import math\nfrom torch import nn\n"
+        "def make(width=4, weights=1, name=''):\n    assert weights is None\n    return nn.Linear(width, len(name))\n"
+    )
+    made: Any = make_architecture(f"{tmp_path / 'net.py'}:make,width=8,weights=None,name=wide").module
+    assert (made.in_features, made.out_features) == (8, 4)
+    for name, reason in (
+        ("make,breadth=3", "TypeError.*breadth.*Options follow its name"),
+        ("make,width", "the option width after the architecture"),
+        ("maker", "has no callable maker; did you mean make"),
+        ("math", r"math in .*net\.py is a module; needed: a callable"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            make_architecture(f"{tmp_path / 'net.py'}:{name}")
+
+
 def test_a_model_with_a_backbone_fetches_nothing() -> None:
     names = make_architecture("torchvision:lraspp_mobilenet_v3_large,num_classes=3").module.state_dict()
     assert names["classifier.low_classifier.bias"].shape == (3,)
