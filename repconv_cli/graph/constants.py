@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -79,7 +80,7 @@ class Constants:
         self.sized: set[fx.Node] = set()
         self.shaped: set[fx.Node] = set()
         self.rounded: set[fx.Node] = set()
-        own: dict[fx.Node, Any] = {}
+        self.has_free_sizes = any(size is None for info in program.inputs for size in info.shape)
         for node in program.graph.nodes:
             sources = value_inputs(node) if node.op == "call_function" else []
             is_size = bool(node.meta.get("is_size"))
@@ -89,15 +90,14 @@ class Constants:
             elif is_computed and _rounds(node, sources):
                 self.rounded.add(node)
                 is_computed = False
-            elif is_computed and not is_size and _jumps(node, sources):
-                is_computed = self._is_same_in_own_types(node, own)
+            elif is_computed and _jumps(node, sources) and not (self.has_free_sizes and self._reads_sizes(sources)):
+                is_computed = self._is_same_in_own_types(node)
             if is_size or is_computed or node.op == "get_attr":
                 self.nodes.add(node)
-            if is_size or (is_computed and not self.sized.isdisjoint(sources)):
+            if is_size or (is_computed and self._reads_sizes(sources)):
                 self.sized.add(node)
                 if not is_size and self._is_shaped(node, sources):
                     self.shaped.add(node)
-        self.values.clear()
 
     def __contains__(self, node: object) -> bool:
         return node in self.nodes
@@ -109,16 +109,20 @@ class Constants:
     @cached_property
     def elsewhere(self) -> tuple[Constants, ...]:
         """The same constants at other choices of the free sizes."""
-        return tuple(Constants(self.program, sizes) for sizes in other_sizes(self.program))
+        found = []
+        for sizes in other_sizes(self.program):
+            found.append(copy(self))
+            found[-1].sizes, found[-1].values = sizes, {}
+        return tuple(found)
 
     def is_same_elsewhere(self, node: fx.Node) -> bool:
         """Whether a constant is the same at all sizes: along an axis that grows, one value again and again.
 
         What a free size is more than the shape of is not, whatever it is at some sizes: it may change at the next.
         """
-        if node not in self.sized or not any(size is None for info in self.program.inputs for size in info.shape):
+        if node not in self.sized or not self.has_free_sizes:
             return True
-        if node not in self.shaped or not self.elsewhere or any(node not in other for other in self.elsewhere):
+        if node not in self.shaped or not self.elsewhere:
             return False
         try:
             values: list[Tensor] = [constants.value(node) for constants in (self, *self.elsewhere)]
@@ -162,10 +166,14 @@ class Constants:
         # What is no constant is read for its type.
         return self.value(node) if self.is_fixed(node) else torch.empty(0, dtype=node.meta["dtype"])
 
+    def _reads_sizes(self, sources: list[fx.Node]) -> bool:
+        return not self.sized.isdisjoint(sources)
+
     def _is_shaped(self, node: fx.Node, sources: list[fx.Node]) -> bool:
         """Whether sizes decide no more than the shape of what a call gives."""
         if node.target in _FILLED:
-            return not (node.target in _WITH_VALUE and isinstance(node.args[1], fx.Node))
+            value = node.args[1] if len(node.args) > 1 else node.kwargs.get("fill_value")
+            return node.target not in _WITH_VALUE or not isinstance(value, fx.Node)
         tensors = [source for source in sources if not source.meta.get("is_size")]
         if any(source in self.sized and source not in self.shaped for source in tensors):
             return False
@@ -174,8 +182,9 @@ class Constants:
         is_by_itself = node.target in _ARRANGED or torch.Tag.pointwise in getattr(node.target, "tags", ())
         return is_by_itself and len(tensors) == len(sources)
 
-    def _is_same_in_own_types(self, node: fx.Node, own: dict[fx.Node, Any]) -> bool:
-        """Whether a call gives in the model's types what it gives in float64; ``own`` keeps values in the former."""
+    def _is_same_in_own_types(self, node: fx.Node) -> bool:
+        """Whether a call gives in the model's types what it gives in float64. No value is kept."""
+        own: dict[fx.Node, Any] = {}
 
         def fetch(source: fx.Node) -> Any:
             if source in own:
@@ -190,6 +199,8 @@ class Constants:
             return _is_same(own[node], self.value(node))
         except (RuntimeError, IndexError, ValueError):
             return False
+        finally:
+            self.values.clear()
 
     def forget(self) -> None:
         """Drop the values evaluated so far; they are evaluated again where asked for."""
