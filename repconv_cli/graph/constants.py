@@ -65,8 +65,8 @@ class Constants:
     """Values that depend on parameters alone, in float64, evaluated when first asked for.
 
     What a cast rounds is none, as weights that run in half precision, and no choice is one that float64 makes another
-    way than the model's own types. ``rounded`` are casts of constants, and what moves
-    their values: they may be stored, but not calculated with.
+    way than the model's own types. ``rounded`` are casts of constants, and what moves their values: they may be stored,
+    but not calculated with.
 
     Sizes count as constants at their traced value, or at that of ``sizes``; :meth:`is_same_elsewhere` tells which of
     them, and of what is made of them, a rule may read.
@@ -85,19 +85,22 @@ class Constants:
             sources = value_inputs(node) if node.op == "call_function" else []
             is_size = bool(node.meta.get("is_size"))
             is_computed = node.op == "call_function" and self.nodes.issuperset(sources)
+            is_sized = is_computed and not self.sized.isdisjoint(sources)
+            is_shaped = is_sized and self._is_shaped(node, sources)
             if node.target in MOVES and not self.rounded.isdisjoint(sources):
                 self.rounded.add(node)
             elif is_computed and _rounds(node, sources):
                 self.rounded.add(node)
                 is_computed = False
-            elif is_computed and _jumps(node, sources) and not (self.has_free_sizes and self._reads_sizes(sources)):
+            elif is_computed and _jumps(node, sources) and (is_shaped or not (is_sized and self.has_free_sizes)):
+                # What has more than its shape from a free size is read by nobody.
                 is_computed = self._is_same_in_own_types(node)
             if is_size or is_computed or node.op == "get_attr":
                 self.nodes.add(node)
-            if is_size or (is_computed and self._reads_sizes(sources)):
+            if is_size or (is_computed and is_sized):
                 self.sized.add(node)
-                if not is_size and self._is_shaped(node, sources):
-                    self.shaped.add(node)
+            if is_computed and is_shaped and not is_size:
+                self.shaped.add(node)
 
     def __contains__(self, node: object) -> bool:
         return node in self.nodes
@@ -165,9 +168,6 @@ class Constants:
     def _value_or_type(self, node: fx.Node) -> Any:
         # What is no constant is read for its type.
         return self.value(node) if self.is_fixed(node) else torch.empty(0, dtype=node.meta["dtype"])
-
-    def _reads_sizes(self, sources: list[fx.Node]) -> bool:
-        return not self.sized.isdisjoint(sources)
 
     def _is_shaped(self, node: fx.Node, sources: list[fx.Node]) -> bool:
         """Whether sizes decide no more than the shape of what a call gives."""

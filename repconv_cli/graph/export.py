@@ -44,7 +44,7 @@ class Exported:
 def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may_vary: MayVary) -> Exported:
     """Return the graph with batch and space free where the model allows, else the batch alone, else none.
 
-    An axis that has one size alone, such as the channels of tokens, leaves the others free.
+    Axes that have one size alone, such as the channels of tokens, leave the others free.
     """
     found: list[str] = []
     start = time.monotonic()
@@ -63,8 +63,8 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may
             found.append(_TIED)
             special = needed.special_batches()
             is_early = time.monotonic() - start < _MOST_SECONDS / 2
-            fixed = needed.first_fixed() if is_early and "space" in free else None
-            narrower = None if fixed is None else _without(fixed, exported, args, kwargs, admitted)
+            fixed = needed.fixed() if is_early and "space" in free else set()
+            narrower = _without(fixed, exported, args, kwargs, admitted)
             if narrower is not None:
                 attempts.insert(0, (free, narrower))
         except _OverdueError:
@@ -80,18 +80,18 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], may
 
 
 def _without(
-    fixed: tuple[str, int],
+    fixed: set[tuple[str, int]],
     exported: ExportedProgram,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     may_vary: MayVary,
 ) -> MayVary:
-    """Return what may vary but the axis ``fixed``; None where that leaves no other axis in space."""
+    """Return what may vary but the axes ``fixed``; None where those are none, or leave no other axis in space."""
     leaves = pytree.tree_leaves((args, kwargs))
     names = exported.graph_signature.user_inputs
     admitted = _admitted(leaves, may_vary)
     narrower = tuple(
-        tuple(is_free and (name, axis) != fixed for axis, is_free in enumerate(row))
+        tuple(is_free and (name, axis) not in fixed for axis, is_free in enumerate(row))
         for name, row in zip(names, admitted, strict=True)
     )
     free = [_free_dims(leaf, ("space",), row) for leaf, row in zip(leaves, narrower, strict=True)]

@@ -44,14 +44,14 @@ class Conditions:
         """Return the batches that are told from all others."""
         return frozenset(int(found[2]) for guard in self.tied if (found := _ONE_BATCH.match(guard)) is not None)
 
-    def first_fixed(self) -> tuple[str, int] | None:
-        """Return the first axis in space that a condition ties by itself; None where a batch is tied so.
+    def fixed(self) -> set[tuple[str, int]]:
+        """Return the axes in space that a condition ties by itself, none where a batch is tied so.
 
-        Such as the channels of tokens. Of one size, it may be all that tied the others.
+        Such as the channels of tokens. Of one size, they may be all that tied the others.
         """
         places = [{found for part in _parts(guard) for found in places_in(part)} for guard in self.tied]
-        alone = [min(found) for found in places if len(found) == 1]
-        return alone[0] if alone and all(axis > 0 for _, axis in alone) else None
+        alone = {min(found) for found in places if len(found) == 1}
+        return alone if all(axis > 0 for _, axis in alone) else set()
 
     def is_free_but_for_batches(self) -> bool:
         """Whether nothing is tied but that the batch is none of some numbers."""

@@ -204,6 +204,17 @@ def test_of_inputs_of_one_size_all_are_as_the_first(pairs: tuple[str, str]) -> N
     assert [found.same_as(name, 3) for name in "abcd"] == [""] * 4
 
 
+def test_an_axis_that_a_condition_ties_by_itself_is_fixed_alone() -> None:
+    several = f"{size(1)}*{size(2)} == {size(3)}"
+    assert conditions([f"8 + {size(1)} == 11", several], ["x"]).fixed() == {("x", 1)}
+    assert conditions([f"{size(1)} == 3", f"{size(3)} % 4 == 0 and {size(3)} != 5"], ["x"]).fixed() == {
+        ("x", 1),
+        ("x", 3),
+    }
+    assert conditions([several], ["x"]).fixed() == set()
+    assert conditions([f"{size(1)} == 3", f"{size(0)} == 2"], ["x"]).fixed() == set()
+
+
 def test_keywords_are_known_by_their_names() -> None:
     guards = ["L['kwargs']['x'].size()[0] == L['kwargs']['y'].size()[0]", "L['kwargs']['x'].size()[2] >= 5"]
     found = conditions(guards, ["x", "y"])
