@@ -177,12 +177,9 @@ def _from_file(path: Path, name: str) -> Any:
     finally:
         sys.path.pop(0)
     found = getattr(module, name, None)
-    if found is not None and not callable(found):
-        raise InputError(
-            f"--arch: {quoted(name)} in {quoted(str(path))} is a {type(found).__name__}", needed="a callable"
-        )
-    if found is None:
-        raise InputError(f"--arch: {quoted(str(path))} has no callable {quoted(name)}{near(name, dir(module))}")
+    if not callable(found):
+        what = near(name, dir(module)) if found is None else f", but a {type(found).__name__}"
+        raise InputError(f"--arch: {quoted(str(path))} has no callable {quoted(name)}{what}")
     return found
 
 
