@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from repconv_cli.graph.choices import count_choices, run_choosing
 from repconv_cli.graph.interpret import run_program, running
 from repconv_cli.graph.program import InputInfo, Program, tensors_in
+from repconv_cli.graph.sizes import other_size
 from repconv_cli.options import Limits
 from repconv_cli.results import Verification
 
@@ -92,7 +93,7 @@ def proof_inputs(program: Program, seed: int) -> Iterator[tuple[Tensor, ...]]:
     """
     traced = [tuple(_proof_size(info, axis) for axis in range(len(info.shape))) for info in program.inputs]
     others = [
-        tuple(_other_size(info, axis) if axis else size for axis, size in enumerate(shape))
+        tuple(other_size(info, axis) if axis else size for axis, size in enumerate(shape))
         for shape, info in zip(traced, program.inputs, strict=True)
     ]
     for index, shapes in enumerate([traced, others] if others != traced else [traced]):
@@ -102,13 +103,6 @@ def proof_inputs(program: Program, seed: int) -> Iterator[tuple[Tensor, ...]]:
 
 def _proof_size(info: InputInfo, axis: int) -> int:
     return 1 if axis == 0 and info.shape[0] is None else info.example[axis]
-
-
-def _other_size(info: InputInfo, axis: int) -> int:
-    size = info.example[axis]
-    if info.shape[axis] is not None:
-        return size
-    return size + 33 if axis % 2 == 0 else max(size * 3 // 4 - 1, info.smallest[axis] if info.smallest else 1)
 
 
 def _noise(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:

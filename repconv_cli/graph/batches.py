@@ -10,7 +10,7 @@ operator.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 
 from repconv_cli.graph.constants import TYPED, Constants, value_inputs
 from repconv_cli.graph.kept import in_eval_mode, quiet
-from repconv_cli.graph.program import Program, ProgramModule, tensors_in
-from repconv_cli.graph.sizes import Sizes, propagate
+from repconv_cli.graph.program import InputInfo, Program, ProgramModule, tensors_in
+from repconv_cli.graph.sizes import Sizes, other_size, propagate
 
 aten = torch.ops.aten
 # Which operand is read for its type and its shape alone.
@@ -112,8 +112,9 @@ def is_same_for_one(program: Program, module: nn.Module, args: tuple[Any, ...], 
     """Whether ``program`` gives for the first sample alone of a call what ``module`` does, as both are run.
 
     torch takes every size that it frees for more than one, and so says nothing of a batch of one. Inputs whose batches
-    may differ are also given one sample each alone. Where the batch is not free, or the module does not take a single
-    sample, there is nothing to compare.
+    may differ are also given one sample each alone, and free sizes are others too: a model may take one sample another
+    way only where it is small. Where the batch is not free, or the module does not take a single sample, there is
+    nothing to compare.
     """
     batches: dict[str, list[int]] = {}
     for index, info in enumerate(program.inputs):
@@ -122,25 +123,59 @@ def is_same_for_one(program: Program, module: nn.Module, args: tuple[Any, ...], 
     groups = list(batches.values())
     alone = [[*group] for group in groups] if len(groups) > 1 else []
     every = [index for group in groups for index in group]
-    return all(_is_same_of_one(program, module, args, kwargs, of_one) for of_one in [every, *alone] if of_one)
+    if not every:
+        return True
+    given = [tuple(leaf.shape) for leaf in tensors_in((args, kwargs))]
+    shapes = [given]
+    if any(size is None for info in program.inputs for size in info.shape[1:]):
+        shapes += [_shapes(program, given, _smallest), _shapes(program, given, other_size)]
+    calls = [(shapes[0], of_one) for of_one in alone] + [(sizes, every) for sizes in shapes]
+    return all(_is_same_of_one(program, module, args, kwargs, *call) for call in calls)
+
+
+def _smallest(info: InputInfo, axis: int) -> int:
+    return info.smallest[axis] if info.smallest else 1
+
+
+def _shapes(
+    program: Program, given: list[tuple[int, ...]], choose: Callable[[InputInfo, int], int]
+) -> list[tuple[int, ...]]:
+    """Return the shapes of the inputs with another size on each axis in space that is free."""
+    return [
+        tuple(choose(info, axis) if axis and info.shape[axis] is None else size for axis, size in enumerate(shape))
+        for info, shape in zip(program.inputs, given, strict=True)
+    ]
 
 
 def _is_same_of_one(
-    program: Program, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], of_one: list[int]
+    program: Program,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: list[tuple[int, ...]],
+    of_one: list[int],
 ) -> bool:
-    """Compare a call of which the tensors ``of_one``, by their place, have their first sample alone."""
+    """Compare a call with inputs of these ``shapes``, those ``of_one``, by their place, with one sample alone."""
     places = iter(range(len(program.inputs)))
 
-    def first(leaf: Tensor) -> Tensor:
-        return leaf[:1] if next(places) in of_one else leaf
+    def resized(leaf: Tensor) -> Tensor:
+        place = next(places)
+        for axis, size in enumerate(shapes[place]):
+            if size != leaf.shape[axis]:
+                # The values that are there, again where more are needed: any are such as the model takes.
+                leaf = leaf.index_select(axis, torch.arange(size) % leaf.shape[axis])
+        return leaf[:1] if place in of_one else leaf
 
-    args, kwargs = pytree.tree_map_only(Tensor, first, (args, kwargs))
+    args, kwargs = pytree.tree_map_only(Tensor, resized, (args, kwargs))
     with in_eval_mode(module), torch.no_grad(), quiet():
         try:
             expected = tensors_in(module(*args, **kwargs))
         except Exception:  # noqa: BLE001 - the user's forward may raise anything
             return True
-        found = tensors_in(ProgramModule(program)(*args, **kwargs))
+        try:
+            found = tensors_in(ProgramModule(program)(*args, **kwargs))
+        except Exception:  # noqa: BLE001 - an operator may reject what it is given in any way
+            return False
     return len(found) == len(expected) and all(map(_is_alike, found, expected))
 
 

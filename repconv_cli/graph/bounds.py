@@ -21,7 +21,7 @@ _SIZE = re.compile(r"L((?:\[[^]]+\])+)\.size\(\)\[(\d+)\]$")
 _LARGEST_BOUND = 4096
 _LARGEST_POWER = 4
 _MOST_MONOMIALS = 256
-# torch takes a batch of two for any but one, which is looked at by itself.
+# torch takes a batch of two for any but one. A condition on it alone is looked at by itself there.
 _LEAST_BATCH = 2
 _LARGEST_OR_SMALLEST: dict[str, Callable[[list[int]], int]] = {"torch.sym_max": max, "torch.sym_min": min}
 
@@ -77,7 +77,8 @@ class _Comparison:
     """A comparison of two terms, of a remainder with 0 among them."""
 
     def __init__(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> None:
-        self.terms, self.operator = _Terms(), operator
+        speaks_of_space = any(axis > 0 for side in (left, right) for _, axis in places_in(side))
+        self.terms, self.operator = _Terms(1 if speaks_of_space else _LEAST_BATCH), operator
         self.is_remainder = isinstance(left, ast.BinOp) and isinstance(left.op, ast.Mod)
         if isinstance(left, ast.BinOp) and self.is_remainder:
             is_of_nothing = isinstance(right, ast.Constant) and right.value == 0
@@ -118,7 +119,8 @@ class _Comparison:
 class _Terms:
     """Terms as polynomials, and what their atoms are."""
 
-    def __init__(self) -> None:
+    def __init__(self, least_batch: int) -> None:
+        self.least_batch = least_batch
         self.atoms: dict[str, ast.expr] = {}
 
     def of(self, term: ast.expr) -> Polynomial | None:
@@ -165,7 +167,7 @@ class _Terms:
 
     def _least_atom(self, atom: ast.expr, size: int) -> int | None:
         if (found := place(atom)) is not None:
-            return size if found[1] > 0 else _LEAST_BATCH
+            return size if found[1] > 0 else self.least_batch
         inner = [self.of(part) for part in (atom.args if isinstance(atom, ast.Call) else [atom.left])]  # type: ignore[attr-defined]
         lowest = [None if part is None else self.least(part, size) for part in inner]
         known = [value for value in lowest if value is not None]

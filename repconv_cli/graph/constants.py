@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from copy import copy
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from repconv_cli.graph.interpret import DOUBLED, run_node, to_double
+from repconv_cli.graph.interpret import DOUBLED, FACTORIES, FILLS, run_node, to_double
 from repconv_cli.graph.program import Program
 from repconv_cli.graph.sizes import Sizes, other_sizes
 
@@ -38,7 +39,8 @@ _FILLED = {
     _aten.full.default, _aten.full_like.default, _aten.new_full.default, _aten.new_ones.default,
     _aten.new_zeros.default, _aten.ones.default, _aten.ones_like.default, _aten.zeros.default, _aten.zeros_like.default,
 }  # fmt: skip
-_WITH_VALUE = {_aten.full.default, _aten.full_like.default, _aten.new_full.default}
+# Which operand is the number.
+_WITH_VALUE = {_aten.full.default: 1, _aten.full_like.default: 1, _aten.new_full.default: 2}
 _SHAPED = {_aten.broadcast_to.default, _aten.expand.default}
 _ARRANGED = {
     _aten._to_copy.default, _aten.alias.default, _aten.clone.default, _aten.contiguous.default, _aten.permute.default,
@@ -80,6 +82,7 @@ class Constants:
         self.sized: set[fx.Node] = set()
         self.shaped: set[fx.Node] = set()
         self.rounded: set[fx.Node] = set()
+        self.inexact: set[fx.Node] = set()
         self.has_free_sizes = any(size is None for info in program.inputs for size in info.shape)
         for node in program.graph.nodes:
             sources = value_inputs(node) if node.op == "call_function" else []
@@ -92,15 +95,32 @@ class Constants:
             elif is_computed and _rounds(node, sources):
                 self.rounded.add(node)
                 is_computed = False
+            elif is_computed and self.reads_fewer_digits(node):
+                is_computed = False
             elif is_computed and _jumps(node, sources) and (is_shaped or not (is_sized and self.has_free_sizes)):
                 # What has more than its shape from a free size is read by nobody.
                 is_computed = self._is_same_in_own_types(node)
             if is_size or is_computed or node.op == "get_attr":
                 self.nodes.add(node)
+            if is_computed and not self._is_what_its_type_holds(node, sources):
+                self.inexact.add(node)
             if is_size or (is_computed and is_sized):
                 self.sized.add(node)
             if is_computed and is_shaped and not is_size:
                 self.shaped.add(node)
+
+    def reads_fewer_digits(self, node: fx.Node) -> bool:
+        """Whether a call reads a constant that a type of fewer digits than its own has rounded.
+
+        In float64 that constant is another number; that what reads it rounds as well is no excuse here.
+        """
+        return any(source in self.inexact and _digits(source) < _digits(node) for source in node.all_input_nodes)
+
+    def _is_what_its_type_holds(self, node: fx.Node, sources: list[fx.Node]) -> bool:
+        """Whether a constant is the same number in float64: made of numbers alone, or only moved or cast."""
+        if node.target in FACTORIES | FILLS | _FILLED or not _digits(node):
+            return True
+        return node.target in MOVES | _SHAPED | _ARRANGED and self.inexact.isdisjoint(sources)
 
     def __contains__(self, node: object) -> bool:
         return node in self.nodes
@@ -172,8 +192,9 @@ class Constants:
     def _is_shaped(self, node: fx.Node, sources: list[fx.Node]) -> bool:
         """Whether sizes decide no more than the shape of what a call gives."""
         if node.target in _FILLED:
-            value = node.args[1] if len(node.args) > 1 else node.kwargs.get("fill_value")
-            return node.target not in _WITH_VALUE or not isinstance(value, fx.Node)
+            place = _WITH_VALUE.get(node.target, len(node.args))
+            value = node.args[place] if len(node.args) > place else node.kwargs.get("fill_value")
+            return not isinstance(value, fx.Node)
         tensors = [source for source in sources if not source.meta.get("is_size")]
         if any(source in self.sized and source not in self.shaped for source in tensors):
             return False
@@ -225,8 +246,13 @@ class Constants:
 
 def _rounds(node: fx.Node, sources: list[fx.Node]) -> bool:
     """Whether a call gives values of fewer digits than it is given: in float64 they would be other ones."""
-    kinds = [n.meta["dtype"] for n in (node, *sources) if n.meta.get("dtype") in DOUBLED | {torch.float64}]
-    return node.meta.get("dtype") in kinds and any(torch.finfo(kinds[0]).eps > torch.finfo(kind).eps for kind in kinds)
+    return 0 < _digits(node) < max(map(_digits, sources), default=0)
+
+
+def _digits(node: fx.Node) -> int:
+    """Return how many bits a floating value has, 0 for any other."""
+    dtype = node.meta.get("dtype")
+    return -math.frexp(torch.finfo(dtype).eps)[1] if dtype in DOUBLED | {torch.float64} else 0
 
 
 def _jumps(node: fx.Node, sources: list[fx.Node]) -> bool:

@@ -18,6 +18,12 @@ from repconv_cli.graph.program import Program
 DOUBLED = {torch.float16, torch.bfloat16, torch.float32}
 _aten = torch.ops.aten
 _LAYERS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.linear.default}
+# These make values of numbers alone, or of numbers in the type of a tensor.
+FACTORIES = {
+    _aten.arange.default, _aten.arange.start, _aten.arange.start_step, _aten.full.default, _aten.linspace.default,
+    _aten.scalar_tensor.default,
+}  # fmt: skip
+FILLS = {_aten.fill.Scalar, _aten.full_like.default, _aten.new_full.default}
 
 # Fewer channels at a time would unfold the image once for each few.
 _FEWEST_ROWS = 64
@@ -58,9 +64,14 @@ def run_node(node: fx.Node, fetch: Fetch) -> Any:
         x = channels_last(to_double(fetched[0]))
         (value,) = run_in_slabs(node, fetched, lambda weight, bias: (run_layer(node, x, weight, bias, *fetched[3:]),))
         return value
-    args = fx.node.map_aggregate(fetched, to_double)
-    kwargs = fx.node.map_aggregate(map_arg(node.kwargs, fetch), to_double)
+    options: Any = map_arg(node.kwargs, fetch)
     assert callable(node.target)
+    if node.target in FACTORIES:
+        # The number that is written in the model is the one that its type holds.
+        return to_double(node.target(*fetched, **options))
+    args, kwargs = fx.node.map_aggregate(fetched, to_double), fx.node.map_aggregate(options, to_double)
+    if node.target in FILLS and "dtype" in node.meta:
+        return to_double(node.target(*args, **kwargs).to(node.meta["dtype"]))
     return run_layer(node, *args) if node.target in _LAYERS and not kwargs else node.target(*args, **kwargs)
 
 

@@ -53,6 +53,8 @@ def linear_sources(node: fx.Node, constants: Constants) -> list[fx.Node] | None:
     variables = [source for source in node.all_input_nodes if source not in constants]
     if node.op != "call_function" or not variables or not reads_what_is_same_elsewhere(node, constants):
         return None
+    if constants.reads_fewer_digits(node):
+        return None
     if getattr(node.target, "__name__", "") == "getitem":
         return variables
     name = _name(node)

@@ -76,6 +76,14 @@ def _changed(info: InputInfo, change: Callable[[int, int], int]) -> tuple[int, .
     return tuple(changed(axis, size) if info.shape[axis] is None else size for axis, size in enumerate(info.example))
 
 
+def other_size(info: InputInfo, axis: int) -> int:
+    """Return a size of one axis that is another one behind strides as well: larger and smaller in turns."""
+    size = info.example[axis]
+    if info.shape[axis] is not None:
+        return size
+    return size + 33 if axis % 2 == 0 else max(size * 3 // 4 - 1, info.smallest[axis] if info.smallest else 1)
+
+
 def propagate(program: Program, inputs: list[tuple[int, ...]]) -> Sizes | None:
     """Return all sizes for ``inputs`` of these shapes, None where an operator does not take them."""
     values: dict[fx.Node, Any] = {}

@@ -61,6 +61,57 @@ def test_a_choice_among_rounded_values_is_a_constant_if_float64_makes_the_same(
     assert (rows in Constants(program)) is is_same
 
 
+# Numbers that a type rounds where they are made.
+ROUNDED: list[Callable[[Tensor], Tensor]] = [
+    lambda x: torch.full((4, 1, 1), 0.1, dtype=torch.bfloat16),
+    lambda x: torch.linspace(0.1, 1, 4, dtype=torch.bfloat16).view(4, 1, 1),
+    lambda x: torch.arange(0, 0.4, 0.1, dtype=torch.float16).view(4, 1, 1),
+    lambda x: torch.scalar_tensor(0.1, dtype=torch.bfloat16),
+    lambda x: x.bfloat16().new_full((4, 1, 1), 0.1),
+    lambda x: torch.full_like(torch.arange(4).half(), 0.1).view(4, 1, 1),
+    lambda x: torch.arange(4).bfloat16().fill_(0.1).view(4, 1, 1),
+]
+
+
+@pytest.mark.parametrize("make", ROUNDED)
+def test_a_number_is_what_its_type_holds(make: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    module = randomised(Formula(lambda p, x: p.norm(p.conv(x)) * make(x), conv=conv(4, 4), norm=nn.BatchNorm2d(4)))
+    result = repconv_cli.fuse(module, tmp_path / "out.safetensors", input=SHAPE)
+    assert len(result.blocks) == 1
+    (x,) = noise(SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(repconv_cli.load(tmp_path / "out.safetensors")(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+# The type that something is calculated in, and the type of what reads it.
+CALCULATED: list[tuple[Callable[[Any], Tensor], torch.dtype, int]] = [
+    (lambda p: (p.scale.half() * 0.3).exp(), torch.float32, 0),
+    (lambda p: (p.scale.half() * 0.3).exp().float(), torch.float32, 0),
+    (lambda p: torch.ones(4, 1, 1).mul(1.1), torch.float64, 0),
+    (lambda p: (p.scale * 0.3).exp(), torch.float32, 1),
+    (lambda p: torch.ones(4, 1, 1).mul(1.1), torch.float32, 1),
+    (lambda p: torch.full((4, 1, 1), 0.1).bfloat16().float(), torch.float32, 0),
+    (lambda p: torch.full((4, 1, 1), 0.1, dtype=torch.half).transpose(0, 1).transpose(0, 1).float(), torch.float32, 1),
+]
+
+
+@pytest.mark.parametrize(("make", "dtype", "blocks"), CALCULATED)
+def test_what_fewer_digits_round_is_not_calculated_with(
+    make: Callable[[Any], Tensor], dtype: torch.dtype, blocks: int, tmp_path: Path
+) -> None:
+    module = randomised(Formula(lambda p, x: p.conv(x) * make(p), conv=conv(4, 4)))
+    module.scale = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+    module.conv.to(dtype)
+    (x,) = (value.to(dtype) for value in noise(SHAPE))
+    result = repconv_cli.fuse(module, tmp_path / "out.safetensors", args=(x,))
+    assert result.verification is not None
+    assert (result.verification.verdict, len(result.blocks)) == ("pass", blocks)
+    with torch.no_grad():
+        found, expected = repconv_cli.load(tmp_path / "out.safetensors")(x), module(x)
+    close = 1e-6 if dtype == torch.float32 else 1e-14
+    torch.testing.assert_close(found, expected, rtol=close, atol=close * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("choice", [case[0] for case in CHOICES.values()], ids=CHOICES)
 def test_choices_are_those_of_the_model(choice: Callable[[], Tensor], tmp_path: Path) -> None:
     module, out = made(choice), tmp_path / "out.safetensors"

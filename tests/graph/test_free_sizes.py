@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ SIZED = [
     Sized("a_band_of_64", lambda y, x: y * ((positions(x)[:, None] - positions(x)).abs() < 64).sum(0), LONG),
     Sized("ones_by_hundreds", lambda y, x: y + torch.ones(x.shape[3]) * (x.shape[3] // 100), LONG),
     Sized("full_of_a_size", lambda y, x: y * torch.full((4, 1, 1), 1 + x.shape[3] // 64), LONG),
+    Sized("new_and_full_of_a_size", lambda y, x: y * x.new_full((4, 1, 1), x.shape[3] // 64 + 1), LONG),
+    Sized("like_one_and_full_of_a_size", lambda y, x: y * torch.full_like(y, x.shape[3] // 64 + 1), LONG),
     Sized("a_tensor_of_a_size", lambda y, x: y * torch.scalar_tensor(1 + x.shape[3] // 64), LONG),
     Sized("a_few_bins", lambda y, x: functional.adaptive_avg_pool2d(y, 4) * (1 + x.shape[3] // 64), LONG),
     Sized("a_sum_of_ones", lambda y, x: y * torch.ones(x.shape[3]).sum().clamp(min=64), LONG),
@@ -197,6 +200,33 @@ def test_one_sample_of_one_input_alone_is_looked_at(batches: tuple[int, int], tm
         assert torch.allclose(model(pair), module(pair), atol=1e-5)
     with pytest.raises(InputError, match="axis 0 has size 1"):
         model((pair[0][:1], pair[1]))
+
+
+ONE_SAMPLE: list[Callable[[Tensor], bool]] = [
+    lambda x: x.numel() < 3000,
+    lambda x: x.shape[0] * x.shape[2] >= 32,
+    lambda x: x.shape[0] + x.shape[2] >= 20,
+    lambda x: x.shape[0] == 1 and x.shape[2] < 18,
+]
+
+
+@pytest.mark.parametrize("condition", ONE_SAMPLE)
+def test_one_small_sample_that_takes_another_way_does_so_after_fusing(
+    condition: Callable[[Tensor], bool], tmp_path: Path
+) -> None:
+    module = randomised(Formula(lambda p, x: p.a(x).relu() * (3 if condition(x) else 1), a=conv(4, 4)))
+    repconv_cli.fuse(module, tmp_path / "out.safetensors", input=(2, 4, 30, 30))
+    model, accepted = repconv_cli.load(tmp_path / "out.safetensors"), 0
+    for shape in itertools.product((1, 2, 5), (4,), range(2, 40, 3), (8, 17, 30)):
+        x = noise(shape)[0]
+        try:
+            found = model(x)
+        except InputError:
+            continue
+        accepted += 1
+        assert torch.allclose(found, module(x), atol=1e-4), shape
+    # At other batches than one, at the example's size.
+    assert accepted
 
 
 def test_a_number_of_a_fixed_size_is_a_number() -> None:

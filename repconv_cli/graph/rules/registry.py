@@ -108,6 +108,8 @@ def describe(node: fx.Node, constants: Constants) -> Step | None:
         return None
     if not reads_what_is_same_elsewhere(node, constants):
         raise InexactError("a constant made of a size that is free")
+    if constants.reads_fewer_digits(node):
+        raise InexactError("a constant that is rounded to fewer digits than what reads it")
     step = found(Call(node, constants))
     # A cast in between would round.
     if step is None or any(s.meta.get("dtype") != node.meta["dtype"] or _is_empty(s) for s in step.inputs):
