@@ -228,6 +228,9 @@ def _check_elsewhere(
 def _require_changes(region: list[fx.Node], constants: Constants) -> None:
     """Require that each free size was another one somewhere: of one that grows later on nothing was seen."""
     for node in region:
+        if "shape" not in node.meta:
+            # Several tensors, each of which is picked in the region.
+            continue
         shapes = [constants.shape(node), *(other.shape(node) for other in constants.elsewhere)]
         for axis, is_free in enumerate(node.meta["free"]):
             if axis and is_free and len({shape[axis] for shape in shapes}) == 1:

@@ -71,6 +71,30 @@ def conv(out: int, kernel: tuple[int, ...], **options: object) -> dict[str, obje
 
 # Shrunk from nets that once failed, each named after what was wrong.
 KEPT: dict[str, Net] = {
+    "borders_and_a_choice_between_two_layers": Net(
+        (2, 6, 2, 3),
+        (
+            Layer("bordered", (0,), {"width": 1, "constant": "own", "sides": 4, "excess": 1}),
+            Layer(
+                "conv",
+                (1,),
+                {
+                    "out": 6,
+                    "kernel": (3, 3),
+                    "padding": (0, 0),
+                    "stride": (1, 1),
+                    "dilation": (1, 1),
+                    "groups": 1,
+                    "bias": False,
+                },
+            ),
+            Layer("swapped", (0,), {"scale": -0.5}),
+            Layer("plus", (2, 3), {"sign": "+", "alpha": 1}),
+        ),
+        (4,),
+        seed=6000217,
+        is_spatial_free=True,
+    ),
     "linear_on_tokens_of_a_free_batch": Net(
         (2, 4, 3),
         (
