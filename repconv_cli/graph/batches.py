@@ -121,7 +121,7 @@ def is_same_for_one(program: Program, module: nn.Module, args: tuple[Any, ...], 
         if info.shape and info.shape[0] is None:
             batches.setdefault(info.same_as[0] if info.same_as and info.same_as[0] else info.name, []).append(index)
     groups = list(batches.values())
-    alone = [[*group] for group in groups] if len(groups) > 1 else []
+    alone = groups if len(groups) > 1 else []
     every = [index for group in groups for index in group]
     if not every:
         return True
@@ -130,7 +130,8 @@ def is_same_for_one(program: Program, module: nn.Module, args: tuple[Any, ...], 
     if any(size is None for info in program.inputs for size in info.shape[1:]):
         shapes += [_shapes(program, given, _smallest), _shapes(program, given, other_size)]
     calls = [(shapes[0], of_one) for of_one in alone] + [(sizes, every) for sizes in shapes]
-    return all(_is_same_of_one(program, module, args, kwargs, *call) for call in calls)
+    traced = ProgramModule(program)
+    return all(_is_same_of_one(traced, module, args, kwargs, *call) for call in calls)
 
 
 def _smallest(info: InputInfo, axis: int) -> int:
@@ -148,7 +149,7 @@ def _shapes(
 
 
 def _is_same_of_one(
-    program: Program,
+    traced: ProgramModule,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -156,7 +157,7 @@ def _is_same_of_one(
     of_one: list[int],
 ) -> bool:
     """Compare a call with inputs of these ``shapes``, those ``of_one``, by their place, with one sample alone."""
-    places = iter(range(len(program.inputs)))
+    places = iter(range(len(shapes)))
 
     def resized(leaf: Tensor) -> Tensor:
         place = next(places)
@@ -173,7 +174,7 @@ def _is_same_of_one(
         except Exception:  # noqa: BLE001 - the user's forward may raise anything
             return True
         try:
-            found = tensors_in(ProgramModule(program)(*args, **kwargs))
+            found = tensors_in(traced(*args, **kwargs))
         except Exception:  # noqa: BLE001 - an operator may reject what it is given in any way
             return False
     return len(found) == len(expected) and all(map(_is_alike, found, expected))

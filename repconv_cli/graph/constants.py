@@ -257,10 +257,10 @@ def _digits(node: fx.Node) -> int:
 
 def _jumps(node: fx.Node, sources: list[fx.Node]) -> bool:
     """Whether a call may make much of a small difference between the floating values that it is given."""
-    return (node.target in _JUMPS or not _is_inexact(node)) and any(map(_is_inexact, sources))
+    return (node.target in _JUMPS or not _is_floating(node)) and any(map(_is_floating, sources))
 
 
-def _is_inexact(node: fx.Node) -> bool:
+def _is_floating(node: fx.Node) -> bool:
     """Whether a value has digits that its type cuts off; a part of several values does not tell."""
     dtype = node.meta.get("dtype")
     return not node.meta.get("is_size") and (dtype is None or dtype.is_floating_point or dtype.is_complex)

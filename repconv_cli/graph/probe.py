@@ -51,9 +51,9 @@ MAX_AXES = 5
 def linear_sources(node: fx.Node, constants: Constants) -> list[fx.Node] | None:
     """Return the tensors that ``node`` is affine in, or None where it is not affine."""
     variables = [source for source in node.all_input_nodes if source not in constants]
-    if node.op != "call_function" or not variables or not reads_what_is_same_elsewhere(node, constants):
+    if node.op != "call_function" or not variables:
         return None
-    if constants.reads_fewer_digits(node):
+    if constants.reads_fewer_digits(node) or not reads_what_is_same_elsewhere(node, constants):
         return None
     if getattr(node.target, "__name__", "") == "getitem":
         return variables
